@@ -1,0 +1,161 @@
+"""Verify a server: Evidence → Claims → AttestationResult, or say which step failed.
+
+Always true here: no network, no clock, no environment. The steps are numbered in the order
+in which they are taken, and none can be left out:
+
+1. the platform's own steps: genuine hardware signed this evidence (`blindai.platforms`);
+2. keyset: the server's statement of its keys is well-formed and current;
+3. binding: the evidence speaks of that keyset and of the caller's nonce;
+4. channel: the certificate, and the TLS peer if there is one, hold the attested TLS key;
+5. devices: attached devices are genuine, and answer the same nonce;
+6. appraisal: the policy accepts what the hardware said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+from blindai.attestation import wire
+from blindai.attestation.appraise import appraise
+from blindai.attestation.binding import binding, check_nonce, check_report_data, device_nonce
+from blindai.attestation.model import _VERIFIED, AttestationResult, Claims
+from blindai.attestation.steps import StepName, Steps
+from blindai.attestation.trust import VENDOR_ROOTS, Anchors
+from blindai.channel.keyset import Keyset
+from blindai.channel.tls import check_peer
+from blindai.errors import AttestationError, BindingError, ConfigurationError, EvidenceError
+from blindai.platforms import VERIFIERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from blindai.attestation.model import Evidence, EvidenceBundle
+    from blindai.attestation.policy import Policy
+
+COMMON_STEPS: Final = (
+    StepName("keyset", "The statement of the server's keys is well-formed and not expired"),
+    StepName(
+        "binding",
+        "The evidence is bound to these keys and to the nonce that was sent",
+        "design.md §4",
+    ),
+    StepName("channel", "The TLS connection ends at the attested key", "RFC 8446 §4.4.2"),
+    StepName("devices", "Attached devices are genuine and answer the same nonce"),
+    StepName("appraisal", "The policy accepts what the hardware says", "RFC 9334 §8.5"),
+)
+
+
+def verify(
+    bundle: EvidenceBundle,
+    policy: Policy,
+    *,
+    nonce: bytes | None,
+    now: datetime,
+    peer_certificate: bytes | None = None,
+    anchors: Anchors = VENDOR_ROOTS,
+) -> AttestationResult:
+    """Verify what a server shows, and return the result, or raise what is wrong with it.
+
+    Args:
+        bundle: What the server sent: untrusted.
+        policy: What the caller accepts.
+        nonce: The 32 fresh bytes that were sent; `None` only for stored evidence, whose
+            freshness nobody can tell.
+        now: The moment to verify at, with a time zone.
+        peer_certificate: DER of the certificate that the TLS peer presented; `None` where
+            there was no connection (stored evidence).
+        anchors: The vendors' roots that count; tests bring their own.
+
+    Raises:
+        AttestationError: One of its subclasses, with `.steps`: do not trust this server.
+        ConfigurationError: If the nonce does not have 32 bytes, or `now` has no time zone.
+    """
+    if now.tzinfo is None:
+        msg = "now has to have a time zone: datetime.now(UTC)"
+        raise ConfigurationError(msg)
+    check_nonce(nonce)
+    evidence = bundle.evidence
+    verifier = VERIFIERS.get(evidence.platform)
+    if verifier is None:
+        msg = f"no verifier for platform {evidence.platform}"
+        raise EvidenceError(msg)
+    steps = Steps([*verifier.STEPS, *COMMON_STEPS])
+
+    # 1. Genuine hardware signed this evidence.
+    claims = verifier.verify(
+        evidence, anchors=anchors.get(evidence.platform, ()), now=now, steps=steps
+    )
+    # 2. The keyset is well-formed and current.
+    with steps.take("keyset"):
+        keyset = Keyset.parse(bundle.keyset)
+        keyset.check_current(now)
+    # 3. The evidence speaks of that keyset and of the caller's nonce.
+    with steps.take("binding") as step:
+        digests = [hashlib.sha256(wire.dump_evidence(d)).digest() for d in bundle.devices]
+        expected = binding(nonce, bundle.keyset, digests)
+        step.compare("report data", expected=expected, found=claims.report_data)
+        check_report_data(claims.report_data, expected)
+    # 4. The TLS peer holds the attested key.
+    with steps.take("channel") as step:
+        check_peer(bundle.certificate, keyset.tls_public_key)
+        if peer_certificate is None:
+            step.note("stored evidence: no connection to compare with")
+        else:
+            check_peer(peer_certificate, keyset.tls_public_key)
+    # 5. Attached devices are genuine, and answer the same nonce.
+    with steps.take("devices") as step:
+        expected = device_nonce(nonce, bundle.keyset)
+        devices = [_verify_device(d, expected, anchors, now) for d in bundle.devices]
+        step.note(f"{len(devices)} attached" if devices else "none attached")
+    # 6. The policy accepts what the hardware said.
+    with steps.take("appraisal") as step:
+        accepted = appraise(claims, policy, now=now, devices=devices)
+        step.note(f"policy {policy.digest.hex()[:16]}…")
+
+    weaknesses = claims.weaknesses.union(*(device.weaknesses for device in devices))
+    return AttestationResult(
+        platform=claims.platform,
+        claims=claims,
+        devices=tuple(devices),
+        tolerated=weaknesses & frozenset[str]().union(*(block.tolerate for block in accepted)),
+        policy_digest=policy.digest,
+        models=policy.models,
+        evidence_digest=hashlib.sha256(wire.dump_bundle(bundle)).digest(),
+        keyset_digest=hashlib.sha256(bundle.keyset).digest(),
+        tls_public_key=keyset.tls_public_key,
+        certificate=bundle.certificate,
+        verified_at=now,
+        not_after=_earliest(keyset.not_after, claims, devices),
+        nonce=nonce,
+        steps=steps.taken,
+        _verified=_VERIFIED,
+    )
+
+
+def _verify_device(
+    evidence: Evidence, expected_nonce: bytes, anchors: Anchors, now: datetime
+) -> Claims:
+    verifier = VERIFIERS.get(evidence.platform)
+    if verifier is None:
+        msg = f"no verifier for device {evidence.platform}"
+        raise EvidenceError(msg)
+    steps = Steps(verifier.STEPS)
+    try:
+        claims = verifier.verify(
+            evidence, anchors=anchors.get(evidence.platform, ()), now=now, steps=steps
+        )
+    except AttestationError as error:
+        failed = next((s.name for s in steps.taken if s.status == "failed"), "")
+        msg = f"{evidence.platform}, {failed}: {error}"
+        raise type(error)(msg) from error
+    if claims.report_data != expected_nonce:
+        msg = f"{evidence.platform}: the device answers another nonce or another server's keys"
+        raise BindingError(msg)
+    return claims
+
+
+def _earliest(keys: datetime, claims: Claims, devices: Sequence[Claims]) -> datetime:
+    times = [keys, claims.not_after, *(device.not_after for device in devices)]
+    return min(time for time in times if time is not None)
