@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Final
 from blindai.attestation import wire
 from blindai.attestation.appraise import appraise
 from blindai.attestation.binding import binding, check_nonce, check_report_data, device_nonce
-from blindai.attestation.model import _VERIFIED, AttestationResult, Claims
+from blindai.attestation.model import (
+    _VERIFIED,
+    DEVICE_PLATFORMS,
+    AttestationResult,
+    Claims,
+    Platform,
+)
 from blindai.attestation.steps import StepName, Steps
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
 from blindai.channel.keyset import Keyset
@@ -72,7 +78,7 @@ def verify(
         AttestationError: One of its subclasses, with `.steps`: do not trust this server.
         ConfigurationError: If the nonce does not have 32 bytes, or `now` has no time zone.
     """
-    if now.tzinfo is None:
+    if now.utcoffset() is None:
         msg = "now has to have a time zone: datetime.now(UTC)"
         raise ConfigurationError(msg)
     check_nonce(nonce)
@@ -80,6 +86,9 @@ def verify(
     verifier = VERIFIERS.get(evidence.platform)
     if verifier is None:
         msg = f"no verifier for platform {evidence.platform}"
+        raise EvidenceError(msg)
+    if evidence.platform in DEVICE_PLATFORMS:
+        msg = f"{evidence.platform} is an attached device: it cannot vouch for a server's keys"
         raise EvidenceError(msg)
     steps = Steps([*verifier.STEPS, *COMMON_STEPS])
 
@@ -138,8 +147,9 @@ def _verify_device(
     evidence: Evidence, expected_nonce: bytes, anchors: Anchors, now: datetime
 ) -> Claims:
     verifier = VERIFIERS.get(evidence.platform)
-    if verifier is None:
-        msg = f"no verifier for device {evidence.platform}"
+    # Simulation plays the device too, so that every step can be tested without hardware.
+    if verifier is None or evidence.platform not in DEVICE_PLATFORMS | {Platform.SIMULATION}:
+        msg = f"{evidence.platform} is no device that can be verified"
         raise EvidenceError(msg)
     steps = Steps(verifier.STEPS)
     try:
@@ -150,9 +160,11 @@ def _verify_device(
         failed = next((s.name for s in steps.taken if s.status == "failed"), "")
         msg = f"{evidence.platform}, {failed}: {error}"
         raise type(error)(msg) from error
-    if claims.report_data != expected_nonce:
+    try:
+        check_report_data(claims.report_data, expected_nonce)
+    except BindingError as error:
         msg = f"{evidence.platform}: the device answers another nonce or another server's keys"
-        raise BindingError(msg)
+        raise BindingError(msg) from error
     return claims
 
 

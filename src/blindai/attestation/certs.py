@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cryptography import x509
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 # to refuse one day. It is no weakness: nothing here identifies a certificate by its serial.
 warnings.filterwarnings(
     "ignore",
-    message="The parsed certificate contained a serial",
+    message="Parsed a serial number which wasn.t positive",
     category=CryptographyDeprecationWarning,
 )
 
@@ -39,6 +40,8 @@ E = TypeVar("E", bound=x509.ExtensionType)
 
 MAX_CERTIFICATE_BYTES: Final = 16 << 10
 MAX_CHAIN: Final = 8
+MAX_CRL_BYTES: Final = 4 << 20
+_MAX_NAME: Final = 200
 _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _MIN_RSA_BITS: Final = 2048
@@ -46,8 +49,15 @@ _PEM_MARK: Final = b"-----BEGIN CERTIFICATE-----"
 _UNDERSTOOD: Final = frozenset(
     {x509.BasicConstraints.oid, x509.KeyUsage.oid, x509.ExtendedKeyUsage.oid}
 )
-# What `cryptography` raises on malformed DER, beyond ValueError.
-_MALFORMED: Final = (ValueError, TypeError, x509.DuplicateExtension, UnsupportedAlgorithm)
+# What `cryptography` raises on malformed DER, beyond ValueError; warnings where they are errors.
+_MALFORMED: Final = (
+    ValueError,
+    TypeError,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    UnsupportedAlgorithm,
+    UserWarning,
+)
 
 
 def parse_certificate(data: bytes, name: str = "certificate") -> x509.Certificate:
@@ -63,6 +73,7 @@ def parse_certificate(data: bytes, name: str = "certificate") -> x509.Certificat
         certificate = x509.load_der_x509_certificate(data)
         # Parsed lazily: make sure that later reads cannot raise anything else.
         _ = certificate.extensions, certificate.signature_hash_algorithm, certificate.public_key()
+        _ = certificate.subject, certificate.issuer
     except _MALFORMED as error:
         msg = f"{name}: malformed certificate ({type(error).__name__})"
         raise EvidenceError(msg) from error
@@ -131,7 +142,11 @@ def verify_chain(
     """
     path = [leaf]
     while find_anchor(path[-1], anchors) is None:
-        issuer = _find_issuer(path[-1], [c for c in others if c not in path])
+        candidates = [c for c in others if c not in path]
+        # One issuer may have several certificates for one key: rather a pinned root, rather
+        # one that is valid now.
+        candidates.sort(key=lambda c: (find_anchor(c, anchors) is None, not _is_valid(c, now)))
+        issuer = _find_issuer(path[-1], candidates)
         if len(path) >= MAX_CHAIN:
             msg = f"certificate chain longer than {MAX_CHAIN}"
             raise SignatureError(msg)
@@ -169,7 +184,7 @@ def verify_revocation(
         matching = [crl for crl in lists if crl.issuer == issuer.subject]
         for crl in matching:
             check_crl(crl, issuer, now=now)
-            if crl.get_revoked_certificate_by_serial_number(certificate.serial_number):
+            if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
                 msg = f"revoked by its issuer: {name_of(certificate)}"
                 raise EndorsementError(msg)
         if not matching:
@@ -181,21 +196,31 @@ def parse_crl(data: bytes, name: str = "revocation list") -> x509.CertificateRev
     """Read one revocation list in DER or PEM.
 
     Raises:
-        EvidenceError: If it is malformed.
+        EvidenceError: If it is too large or malformed.
     """
+    if len(data) > MAX_CRL_BYTES:
+        msg = f"{name}: {len(data)} bytes, at most {MAX_CRL_BYTES} are accepted"
+        raise EvidenceError(msg)
     try:
-        if data.lstrip().startswith(b"-----BEGIN"):
-            return x509.load_pem_x509_crl(data)
-        return x509.load_der_x509_crl(data)
+        pem = data.lstrip().startswith(b"-----BEGIN")
+        crl = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
+        # Parsed lazily, as those of a certificate.
+        _ = crl.issuer, crl.extensions, crl.signature_hash_algorithm
     except _MALFORMED as error:
         msg = f"{name}: malformed ({type(error).__name__})"
         raise EvidenceError(msg) from error
+    return crl
 
 
 def check_crl(
     crl: x509.CertificateRevocationList, issuer: x509.Certificate, *, now: datetime
 ) -> None:
-    """Refuse a list that `issuer` did not sign or that is not current at `now`."""
+    """Refuse a list that is not current at `now`, or no full list that `issuer` signed.
+
+    Raises:
+        EndorsementError: If it is out of date, or speaks of some certificates only.
+        SignatureError: If `issuer` did not sign it, or may not sign lists.
+    """
     key = issuer.public_key()
     if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         msg = f"revocation list: unsupported key of {name_of(issuer)}"
@@ -204,9 +229,20 @@ def check_crl(
         genuine = crl.is_signature_valid(key)
     except _MALFORMED:
         genuine = False
-    if not genuine:
-        msg = f"revocation list: not signed by {name_of(issuer)}"
+    if not genuine or not isinstance(crl.signature_hash_algorithm, _HASHES):
+        msg = f"revocation list: not signed by {name_of(issuer)}, or too weakly"
         raise SignatureError(msg)
+    usage = _extension(issuer, x509.KeyUsage)
+    if usage is not None and not usage.crl_sign:
+        msg = f"{name_of(issuer)}: its key usage does not allow revocation lists"
+        raise SignatureError(msg)
+    # Critical are those by which a list covers a part of the certificates, or only what is
+    # new: with such a list, the host could hide the one where its certificate stands.
+    for extension in crl.extensions:
+        if extension.critical:
+            oid = extension.oid.dotted_string
+            msg = f"revocation list: critical extension {oid} is not understood"
+            raise EndorsementError(msg)
     if now < crl.last_update_utc:
         msg = f"revocation list of {name_of(issuer)}: not valid before {crl.last_update_utc}"
         raise EndorsementError(msg)
@@ -216,8 +252,16 @@ def check_crl(
 
 
 def name_of(certificate: x509.Certificate) -> str:
-    """Return the subject, for messages."""
-    return certificate.subject.rfc4514_string() or "(no subject)"
+    """Return the subject, for messages: short, and with nothing that a terminal obeys."""
+    return _printable(certificate.subject) or "(no subject)"
+
+
+def _printable(name: x509.Name) -> str:
+    # Whoever made the certificate chose the name: line breaks would forge steps in a report.
+    text = "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name.rfc4514_string()
+    )
+    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}…"
 
 
 def _find_issuer(
@@ -225,17 +269,31 @@ def _find_issuer(
 ) -> x509.Certificate:
     named = [c for c in candidates if c.subject == certificate.issuer]
     for candidate in named:
-        try:
-            certificate.verify_directly_issued_by(candidate)
-        except (InvalidSignature, *_MALFORMED):
-            continue
-        return candidate
+        if _is_issued_by(certificate, candidate):
+            return candidate
     if named:
         msg = f"{name_of(certificate)}: not signed by {name_of(named[0])}"
     else:
-        issuer = certificate.issuer.rfc4514_string()
+        issuer = _printable(certificate.issuer)
         msg = f"{name_of(certificate)}: no certificate of its issuer {issuer} and no pinned root"
     raise SignatureError(msg)
+
+
+@lru_cache(maxsize=256)
+def _is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Return whether `issuer` signed `certificate`: a fact about bytes, so it may be kept.
+
+    A P-384 signature takes a millisecond, and a vendor's intermediates are the same each time.
+    """
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, *_MALFORMED):
+        return False
+    return True
+
+
+def _is_valid(certificate: x509.Certificate, now: datetime) -> bool:
+    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
 
 
 def _check_validity(certificate: x509.Certificate, now: datetime) -> None:

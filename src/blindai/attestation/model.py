@@ -8,9 +8,9 @@ the step before it: `Claims` by a platform's verifier, `AttestationResult` by
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +30,11 @@ class Platform(StrEnum):
     TPM = "tpm"
     AZURE_VTPM = "azure-vtpm"
     NVIDIA_GPU = "nvidia-gpu"
+
+
+# Attached to a machine, and never the machine: such hardware signs any nonce that anybody
+# hands to it, so alone it says nothing about where a server's keys live.
+DEVICE_PLATFORMS: Final = frozenset({Platform.NVIDIA_GPU})
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +155,18 @@ class AttestationResult:
     not_after: datetime
     nonce: bytes | None
     steps: tuple[Step, ...]
-    _verified: object = field(repr=False, compare=False)
+    # Not stored, so `dataclasses.replace` has nothing to hand on.
+    _verified: InitVar[object]
 
-    def __post_init__(self) -> None:
-        if self._verified is not _VERIFIED:
+    def __post_init__(self, _verified: object) -> None:
+        if _verified is not _VERIFIED:
             msg = "an AttestationResult is made by blindai.verify(), never by hand"
             raise TypeError(msg)
+
+    def __reduce__(self) -> NoReturn:
+        # Neither pickle nor `copy`: both would make a result without any verification.
+        msg = "an AttestationResult is neither pickled nor copied: keep the evidence, verify again"
+        raise TypeError(msg)
 
     @property
     def simulated(self) -> bool:

@@ -9,6 +9,7 @@ weakness is refused unless it is tolerated by name.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -17,19 +18,26 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import cbor2
 
-from blindai.attestation.model import Platform
+from blindai.attestation.model import DEVICE_PLATFORMS, Platform
+from blindai.attestation.signed import SIGNATURE_SIZE, SUFFIX, check_policy_signature
 from blindai.attestation.vocabulary import VOCABULARY
 from blindai.errors import PolicyError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 T = TypeVar("T")
 
 POLICY_VERSION: Final = 1
 MAX_POLICY_BYTES: Final = 1 << 20
 _TEXT: Final = "text:"
+_SHA256: Final = "sha256:"
+_DIGEST_SIZE: Final = hashlib.sha256().digest_size
+# The shortest digest that hardware measures with: SHA-1, in a TPM.
+_SHORTEST_MEASUREMENT: Final = 20
+_MAX_NATURAL: Final = (1 << 64) - 1
 _ACCEPT_KEYS: Final = frozenset(
     {
         "platform",
@@ -56,23 +64,40 @@ class Pattern:
     value: bytes
     mask: bytes | None = None
 
+    def __post_init__(self) -> None:
+        if not self.value:
+            msg = "a measurement is empty"
+            raise PolicyError(msg)
+        if self.mask is not None and len(self.mask) != len(self.value):
+            msg = f"a mask of {len(self.mask)} bytes for a value of {len(self.value)}"
+            raise PolicyError(msg)
+        if self.mask is not None and not any(self.mask):
+            msg = "a mask of zeros would accept anything"
+            raise PolicyError(msg)
+
     @classmethod
     def parse(cls, text: object, where: str) -> Self:
         """Read "hex", "sha256:hex", "hex/hex-mask" or "text:words"."""
         if not isinstance(text, str):
             msg = f"{where}: expected a hexadecimal string, found {text!r}"
             raise PolicyError(msg)
-        if text.startswith(_TEXT):
-            return cls(text.removeprefix(_TEXT).encode())
-        value, _, mask = text.removeprefix("sha256:").partition("/")
-        parsed = cls(_hex(value, where), _hex(mask, where) if mask else None)
-        if not parsed.value or (parsed.mask and len(parsed.mask) != len(parsed.value)):
-            msg = f"{where}: {text!r} is empty, or its mask is not as long as its value"
-            raise PolicyError(msg)
-        if parsed.mask is not None and not any(parsed.mask):
-            msg = f"{where}: the mask of {text!r} is zero, so it would accept anything"
-            raise PolicyError(msg)
-        return parsed
+        try:
+            if text.startswith(_TEXT):
+                return cls(text.removeprefix(_TEXT).encode())
+            if text.startswith(_SHA256):
+                return cls(_sha256(text, where))
+            value, slash, mask = text.partition("/")
+            return cls(_hex(value, where), _hex(mask, where) if slash else None)
+        except (PolicyError, UnicodeEncodeError) as error:
+            msg = f"{where}: {text!r}: {error}"
+            raise PolicyError(msg) from error
+
+    @property
+    def pins(self) -> bool:
+        """Whether only one program, that really was measured, can match this."""
+        if self.mask is not None and any(byte != 0xFF for byte in self.mask):  # noqa: PLR2004
+            return False
+        return len(self.value) < _SHORTEST_MEASUREMENT or any(self.value)
 
     def matches(self, found: bytes) -> bool:
         """Return whether `found` is what this pattern accepts."""
@@ -118,12 +143,25 @@ class Acceptance:
         if any(not patterns for patterns in self.measurements.values()):
             msg = f"{where}: a measurement with an empty list would accept nothing"
             raise PolicyError(msg)
-        pinned = set(self.measurements)
+        if any(not chip for chip in self.chips) or (
+            self.chips and "chip_id" not in words.measurements
+        ):
+            msg = f"{where}.chips: an empty chip id, or a {self.platform} has none"
+            raise PolicyError(msg)
+        if strange := set(self.devices) - DEVICE_PLATFORMS - {Platform.SIMULATION}:
+            _refuse_unknown(f"{where}.devices", "device", strange)
+        # A register of zeros is one that nothing was measured into, and part of a digest can
+        # be found by trying: neither says what runs.
+        pinned = {
+            name
+            for name, patterns in self.measurements.items()
+            if all(pattern.pins for pattern in patterns)
+        }
         if words.identity and not any(names <= pinned for names in words.identity):
             ways = " or ".join(" + ".join(sorted(names)) for names in words.identity)
             msg = (
                 f"{where}: pins no code identity, so any program on a genuine {self.platform} "
-                f"would be accepted; name {ways}"
+                f"would be accepted; name {ways}, in full and not zero"
             )
             raise PolicyError(msg)
 
@@ -169,6 +207,13 @@ class Policy:
             raise PolicyError(msg)
         for index, block in enumerate(self.accept):
             block.check(f"accept[{index}]")
+        if all(block.platform in DEVICE_PLATFORMS for block in self.accept):
+            msg = "the policy accepts no server: attached devices alone cannot be one"
+            raise PolicyError(msg)
+        for name, digests in self.models.items():
+            if not digests or any(len(digest) != _DIGEST_SIZE for digest in digests):
+                msg = f"models.{name}: expected at least one SHA-256 digest, and nothing else"
+                raise PolicyError(msg)
 
     @classmethod
     def simulation(cls) -> Self:
@@ -176,21 +221,24 @@ class Policy:
         return cls((Acceptance(Platform.SIMULATION, tolerate=frozenset({"simulated"})),))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(
+        cls, path: str | os.PathLike[str], *, signed_by: Ed25519PublicKey | None = None
+    ) -> Self:
         """Read a policy file.
 
+        Args:
+            path: The file.
+            signed_by: If given, the file's name with `.sig` added has to hold its signature
+                by this key.
+
         Raises:
-            PolicyError: If the file cannot be read, or says something that is refused.
+            PolicyError: If a file cannot be read, or is not signed by that key, or says
+                something that is refused.
         """
-        try:
-            with Path(path).open("rb") as file:
-                data = file.read(MAX_POLICY_BYTES + 1)
-        except OSError as error:
-            msg = f"cannot read the policy {path}: {error.strerror}"
-            raise PolicyError(msg) from error
-        if len(data) > MAX_POLICY_BYTES:
-            msg = f"the policy {path} is larger than {MAX_POLICY_BYTES} bytes"
-            raise PolicyError(msg)
+        data = _read(Path(path), MAX_POLICY_BYTES)
+        if signed_by is not None:
+            signature = _read(Path(f"{os.fspath(path)}{SUFFIX}"), SIGNATURE_SIZE)
+            check_policy_signature(data, signature, signed_by)
         try:
             return cls.from_toml(data.decode())
         except UnicodeDecodeError as error:
@@ -212,13 +260,17 @@ class Policy:
         except RecursionError as error:
             msg = "the policy is nested too deeply"
             raise PolicyError(msg) from error
+        except ValueError as error:  # Python refuses to read or show integers of 4,300 digits
+            msg = f"the policy holds a number that is too large: {error}"
+            raise PolicyError(msg) from error
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
         """Build a policy from what its TOML says."""
         _refuse_unknown("policy", "key", set(document) - {"version", "accept", "models"})
-        if document.get("version") != POLICY_VERSION:
-            msg = f"policy: expected version = {POLICY_VERSION}, found {document.get('version')!r}"
+        version = document.get("version")
+        if type(version) is not int or version != POLICY_VERSION:
+            msg = f"policy: expected version = {POLICY_VERSION}, found {version!r}"
             raise PolicyError(msg)
         blocks = _expect(document.get("accept", []), list, "accept", "[[accept]] blocks")
         models = _expect(document.get("models", {}), dict, "models", "a table")
@@ -263,6 +315,19 @@ class Policy:
         return hashlib.sha256(cbor2.dumps(self.to_dict(), canonical=True)).digest()
 
 
+def _read(path: Path, at_most: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(at_most + 1)
+    except OSError as error:
+        msg = f"cannot read the policy {path}: {error.strerror}"
+        raise PolicyError(msg) from error
+    if len(data) > at_most:
+        msg = f"{path} is larger than {at_most} bytes"
+        raise PolicyError(msg)
+    return data
+
+
 def _parse_block(data: object, where: str) -> Acceptance:
     block = _expect(data, dict, where, "a table")
     _refuse_unknown(where, "key", set(block) - _ACCEPT_KEYS)
@@ -276,6 +341,10 @@ def _parse_block(data: object, where: str) -> Acceptance:
         named = {**named, name: block["measurement"]}
     minimum = _expect(block.get("minimum", {}), dict, f"{where}.minimum", "a table")
     max_age = block.get("max_age")
+    chips = _expect(block.get("chips", []), list, f"{where}.chips", "a list")
+    if "chips" in block and not chips:
+        msg = f"{where}.chips: an empty list would accept every chip; leave the line out for that"
+        raise PolicyError(msg)
     return Acceptance(
         platform=platform,
         measurements={
@@ -287,10 +356,7 @@ def _parse_block(data: object, where: str) -> Acceptance:
         minimum={
             name: _natural(value, f"{where}.minimum.{name}") for name, value in minimum.items()
         },
-        chips=tuple(
-            _hex(chip, f"{where}.chips")
-            for chip in _expect(block.get("chips", []), list, f"{where}.chips", "a list")
-        ),
+        chips=tuple(_hex(chip, f"{where}.chips") for chip in chips),
         tolerate=frozenset(_strings(block.get("tolerate", []), f"{where}.tolerate")),
         max_age=None if max_age is None else _natural(max_age, f"{where}.max_age"),
         devices=tuple(
@@ -301,12 +367,15 @@ def _parse_block(data: object, where: str) -> Acceptance:
 
 
 def _parse_models(name: str, digests: object) -> frozenset[bytes]:
-    where = f"models.{name}"
-    parsed = frozenset(Pattern.parse(digest, where).value for digest in _listed(digests))
-    if not parsed or any(len(digest) != hashlib.sha256().digest_size for digest in parsed):
-        msg = f'{where}: expected a list of "sha256:" and 64 hexadecimal digits'
+    return frozenset(_sha256(digest, f"models.{name}") for digest in _listed(digests))
+
+
+def _sha256(text: object, where: str) -> bytes:
+    digest = _hex(text.removeprefix(_SHA256) if isinstance(text, str) else text, where)
+    if len(digest) != _DIGEST_SIZE:
+        msg = f'{where}: expected "sha256:" and 64 hexadecimal digits, found {text!r}'
         raise PolicyError(msg)
-    return parsed
+    return digest
 
 
 def _parse_platform(value: object, where: str) -> Platform:
@@ -334,8 +403,8 @@ def _strings(value: object, where: str) -> list[str]:
 
 
 def _natural(value: object, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        msg = f"{where}: expected a whole number of at least 0, found {value!r}"
+    if type(value) is not int or not 0 <= value <= _MAX_NATURAL:
+        msg = f"{where}: expected a whole number from 0 to 2^64 - 1, found {value!r}"
         raise PolicyError(msg)
     return value
 

@@ -98,9 +98,9 @@ class Steps:
 
     @contextmanager
     def take(self, name: str) -> Iterator[Step]:
-        """Take the planned step `name`; an `AttestationError` inside marks it as failed.
+        """Take the planned step `name`; an error inside marks it as failed.
 
-        The error leaves with all steps attached to it.
+        An `AttestationError` leaves with all steps attached to it.
         """
         step = self._steps[name]
         step.detail = ""
@@ -109,6 +109,9 @@ class Steps:
         except AttestationError as error:
             step.status, step.detail = "failed", str(error)
             error.steps = self.taken
+            raise
+        except BaseException as error:
+            step.status, step.detail = "failed", type(error).__name__
             raise
         step.status = "passed"
 

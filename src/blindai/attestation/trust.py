@@ -100,5 +100,11 @@ VENDOR_ROOTS: Final[Anchors] = {
             "102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48",
             "NVIDIA Attestation, device certificate chain",
         ),
+        # Signs reference measurements, never devices: nvidia.verifier keeps the two apart.
+        _anchor(
+            "NVIDIA CoRIM signing Root CA",
+            "12977b5115acb0381179279fffeb5a8c4d264971ebb32298023a465fa41df5d1",
+            "NVIDIA Attestation, reference integrity manifest certificate chain",
+        ),
     ),
 }

@@ -69,11 +69,19 @@ _SNP_WEAKNESSES: Final = frozenset(
         "no-revocation-list",
         "stale-endorsements",
         "tcb-not-committed",
+        "launched-on-older-tcb",
         "vmpl-not-zero",
     }
 )
 _TPM_WEAKNESSES: Final = frozenset(
-    {"memory-not-encrypted", "sha1", "no-event-log", "ak-not-certified", "stale-endorsements"}
+    {
+        "memory-not-encrypted",
+        "sha1",
+        "event-log-mismatch",
+        "ak-not-certified",
+        "no-revocation-list",
+        "stale-endorsements",
+    }
 )
 _TPM_EVENTS: Final = frozenset(
     {"kernel", "initrd", "command_line", "boot_authority", "secure_boot", "ak"}
@@ -184,8 +192,12 @@ VOCABULARY: Final[dict[Platform, Vocabulary]] = {
         weaknesses=_TPM_WEAKNESSES,
     ),
     Platform.AZURE_VTPM: Vocabulary(
+        # Both halves: whoever owns any SNP or TDX machine can run a paravisor of his own in it,
+        # which quotes whatever PCRs he likes; and the paravisor alone does not pin the system.
         identity=tuple(
-            frozenset({name}) for name in ("pcr9", "pcr4", "pcr8", "pcr11", "pcr12", "measurement")
+            frozenset({paravisor, register})
+            for paravisor in ("measurement", "id_key_digest", "author_key_digest", "mrtd")
+            for register in ("pcr9", "pcr4", "pcr8", "pcr11", "pcr12")
         ),
         measurements=_PCRS | _TPM_EVENTS | _SNP_MEASUREMENTS | _TDX_MEASUREMENTS,
         versions=_SNP_VERSIONS
@@ -194,9 +206,24 @@ VOCABULARY: Final[dict[Platform, Vocabulary]] = {
         | {"sept-ve-enabled", "service-td-bound"},
     ),
     Platform.NVIDIA_GPU: Vocabulary(
-        identity=(frozenset({"driver_version", "vbios_version"}),),
-        measurements=frozenset({"driver_version", "vbios_version", "fwid", "chip_id", "model"}),
+        # An NVSwitch has no driver of its own.
+        identity=(
+            frozenset({"driver_version", "vbios_version"}),
+            frozenset({"fwid", "vbios_version"}),
+        ),
+        measurements=frozenset(
+            {"driver_version", "vbios_version", "fwid", "chip_id", "ueid", "model"}
+        ),
         versions=frozenset(),
-        weaknesses=frozenset({"debug", "no-reference-measurements", "no-revocation-check"}),
+        weaknesses=frozenset(
+            {
+                "debug",
+                "recovery",
+                "not-secure",
+                "no-reference-measurements",
+                "measurements-differ-from-reference",
+                "no-revocation-check",
+            }
+        ),
     ),
 }

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Self
 
 import cbor2
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
@@ -182,9 +183,13 @@ def _key(data: object, name: str, algorithm: str, size: int | None) -> bytes:
 def _check_tls_key(spki: bytes) -> None:
     try:
         key = load_der_public_key(spki)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         msg = "keyset: the tls key is no SubjectPublicKeyInfo"
         raise EvidenceError(msg) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         msg = "keyset: the tls key is not on P-256"
+        raise EvidenceError(msg)
+    # One key, one encoding: it is compared with the peer's byte for byte.
+    if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != spki:
+        msg = "keyset: the tls key is not in its canonical encoding"
         raise EvidenceError(msg)

@@ -8,7 +8,6 @@ play no part.
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import os
 import ssl
@@ -50,10 +49,13 @@ def create_certificate(
 
     Args:
         key: The attested TLS key.
-        names: Host names and IP addresses for the subjectAltName: clients pin the key and
-            need none, but libraries that insist on a name find one.
+        names: Host names and IP addresses for the subjectAltName, beside `SERVER_NAME`:
+            clients pin the key and need none, but libraries that insist on a name find one.
         not_before: Start of validity.
         not_after: End of validity, that of the keyset.
+
+    Raises:
+        ConfigurationError: If a name can stand in no certificate.
     """
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVER_NAME)])
     builder = (
@@ -65,7 +67,10 @@ def create_certificate(
         .not_valid_before(not_before)
         .not_valid_after(not_after)
         .add_extension(
-            x509.SubjectAlternativeName([_general_name(n) for n in names]), critical=False
+            x509.SubjectAlternativeName(
+                [_general_name(name) for name in dict.fromkeys([SERVER_NAME, *names])]
+            ),
+            critical=False,
         )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -153,15 +158,15 @@ def _memory_file(content: bytes) -> Iterator[str]:
     if not hasattr(os, "memfd_create"):  # pragma: no cover - servers run on Linux
         msg = "the server needs Linux: its key is passed to OpenSSL in a memory file (memfd)"
         raise ConfigurationError(msg)
-    descriptor = os.memfd_create("blindai", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = os.memfd_create("blindai", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, content)
-        # From here on, no other process can change what OpenSSL is about to read.
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
         yield f"/proc/self/fd/{descriptor}"
+    finally:
+        # Freed pages keep what they held until somebody else gets them: overwrite them first.
+        # That is why the file is not sealed; who could write to it could read our memory.
         os.pwrite(descriptor, bytes(len(content)), 0)
         os.ftruncate(descriptor, 0)
-    finally:
         os.close(descriptor)
 
 
@@ -169,4 +174,9 @@ def _general_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(name)
+    except ValueError as error:
+        msg = f"expected a host name in ASCII (punycode) or an IP address, found {name!r}"
+        raise ConfigurationError(msg) from error

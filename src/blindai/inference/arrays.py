@@ -81,7 +81,7 @@ def from_elements(name: str, datatype: DataType, flat: list[Any]) -> np.ndarray[
     if datatype is DataType.BYTES:
         return _from_strings(name, flat)
     came = set(map(type, flat))
-    accepted = {bool} if datatype is DataType.BOOL else {int}
+    accepted: set[type] = {bool} if datatype is DataType.BOOL else {int}
     if datatype.is_float:
         accepted = {int, float}
     if not came <= accepted:
@@ -142,6 +142,13 @@ def guess_datatype(name: str, flat: list[Any]) -> DataType:
     raise InvalidInput(msg)
 
 
+def all_finite(array: np.ndarray[Any, np.dtype[Any]]) -> bool:
+    """Return whether no floating-point element is NaN or infinite."""
+    # Looking at a signalling NaN would raise a warning.
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(array).all())
+
+
 def is_array(value: object) -> bool:
     """Return whether a value is an array of some library, not a scalar or a list."""
     return hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, np.generic)
@@ -154,7 +161,8 @@ def from_array_like(name: str, value: object) -> np.ndarray[Any, np.dtype[Any]]:
         # float32, which holds each of its values, nothing is lost.
         tensor: Any = value.detach().cpu()
         if str(tensor.dtype) == "torch.bfloat16":
-            return np.asarray(tensor.float().numpy()).astype(DataType.BF16.numpy)
+            with np.errstate(invalid="ignore"):
+                return np.asarray(tensor.float().numpy()).astype(DataType.BF16.numpy)
         value = tensor.numpy()
     try:
         array = np.asarray(value)

@@ -23,6 +23,7 @@ from blindai.errors import InvalidInput
 from blindai.inference.arrays import (
     LENGTH,
     MAX_RANK,
+    all_finite,
     decode_strings,
     flatten,
     from_array_like,
@@ -109,7 +110,7 @@ class Tensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """The size of each dimension; `()` for a scalar."""
-        return self.array.shape
+        return tuple(self.array.shape)
 
     def __str__(self) -> str:
         return f"{self.datatype}[{', '.join(map(str, self.shape))}]"
@@ -196,7 +197,7 @@ def from_json_data(name: str, datatype: DataType, shape: Sequence[int], data: ob
         msg = f"{name}: expected {count} elements for {list(dims)}, came {len(flat)}"
         raise InvalidInput(msg)
     array = from_elements(name, datatype, flat)
-    if datatype.is_float and not np.isfinite(array).all():
+    if datatype.is_float and not all_finite(array):
         msg = f"{name}: expected finite numbers in JSON; send NaN or infinity as binary data"
         raise InvalidInput(msg)
     return Tensor(name, array.reshape(dims), datatype)
@@ -216,7 +217,7 @@ def to_json_data(tensor: Tensor) -> list[bool] | list[int] | list[float] | list[
         except UnicodeDecodeError:
             msg = f"{tensor.name}: has bytes that are not UTF-8; ask for binary data"
             raise InvalidInput(msg) from None
-    if tensor.datatype.is_float and not np.isfinite(flat).all():
+    if tensor.datatype.is_float and not all_finite(flat):
         msg = f"{tensor.name}: has NaN or infinity, which JSON has not; ask for binary data"
         raise InvalidInput(msg)
     if tensor.datatype is DataType.BF16:

@@ -21,7 +21,10 @@ class Verifier(Protocol):
     claims only of bytes that it found authentic.
     """
 
-    STEPS: Sequence[StepName]
+    @property
+    def STEPS(self) -> Sequence[StepName]:  # noqa: N802 - a constant of a module
+        """The steps that `verify` takes, in order."""
+        ...
 
     def verify(
         self, evidence: Evidence, *, anchors: Sequence[Anchor], now: datetime, steps: Steps
@@ -38,5 +41,21 @@ class Verifier(Protocol):
             EvidenceError: If it is malformed or of an unsupported version.
             SignatureError: If it is not signed by hardware of the vendor.
             EndorsementError: If collateral is missing, out of date or says revoked.
+        """
+        ...
+
+
+class Assembler(Protocol):
+    """Makes evidence of files as they lie on a disk."""
+
+    def __call__(self, body: bytes, extras: Sequence[bytes], /) -> tuple[Evidence, list[int]]:
+        """Return the evidence, and the indexes of `extras` that it does not need.
+
+        Args:
+            body: The quote, report or document, as bytes or as hexadecimal text.
+            extras: Certificates, collateral, revocation lists, event logs, in any order.
+
+        Raises:
+            EvidenceError: If `body` is no evidence of the platform.
         """
         ...

@@ -1,0 +1,71 @@
+# Every target sets up what it needs: Python 3.11+ and make are enough.
+# `make help` lists the targets.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOCKS  := client server dev
+COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs bench bench-quick lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | sort | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# uv where there is one, pip where not: both install the same hashed lock.
+$(VENV)/.dev: requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "BlindAI needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	@if command -v uv >/dev/null 2>&1; then \
+	  test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); \
+	  uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt; \
+	  uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	else \
+	  test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt; \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@
+
+$(VENV)/.demo: requirements/demo.txt $(VENV)/.dev
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/demo.txt; \
+	else \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/demo.txt; \
+	fi
+	@touch $@
+
+demo: $(VENV)/.demo ## Serve, verify and use a real model, in simulation
+	@$(BIN)/blindai demo
+
+test: $(VENV)/.demo ## Run every test
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev ## Check that every link and file named in the documentation exists
+	@$(BIN)/python -m pytest -q tests/docs
+
+bench: $(VENV)/.demo ## Measure against the raw onnxruntime session
+	@$(BIN)/python benchmarks/serving.py
+
+bench-quick: $(VENV)/.demo ## The same with fewer rounds
+	@$(BIN)/python benchmarks/serving.py --quick
+
+lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without index addresses
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+	@$(COMPILE) pyproject.toml -o requirements/client.txt
+	@$(COMPILE) pyproject.toml --extra server -o requirements/server.txt
+	@$(COMPILE) pyproject.toml --extra server --group dev -o requirements/dev.txt
+	@$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,163 @@
+"""`blindai upload`, `run`, `models`, `delete`: what a client does with a verified server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from blindai.cli.options import Target, json_option, server_option, target_options, token_option
+from blindai.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from blindai.attestation.model import AttestationResult
+
+_SHOWN_VALUES = 6
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", help="Name of the model; by default that of the file.")
+@click.option("--replace", is_flag=True, help="Replace other weights of the same name.")
+@server_option
+@target_options
+@token_option
+@json_option
+def upload(
+    file: Path, *, name: str | None, replace: bool, target: Target, token: str | None, as_json: bool
+) -> None:
+    """Upload the ONNX model FILE to a verified server."""
+    with target.connect(token) as client:
+        info = client.upload_model(
+            file, name=name or file.stem, replace=replace, progress=False if as_json else None
+        )
+        _mark_simulation(client.attestation, as_json=as_json)
+    if as_json:
+        click.echo(json.dumps(info.to_json()))
+    else:
+        click.echo(f"uploaded {info.name}  sha256:{info.sha256}  {info.size:,} bytes")
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--input",
+    "inputs",
+    metavar="NAME=FILE.npy",
+    multiple=True,
+    required=True,
+    help="An input tensor; once for each input of the model.",
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write outputs to FILE.npz."
+)
+@server_option
+@target_options
+@json_option
+def run(
+    name: str, *, inputs: tuple[str, ...], output: Path | None, target: Target, as_json: bool
+) -> None:
+    """Run the model NAME on a verified server."""
+    tensors = dict(_load_input(argument) for argument in inputs)
+    with target.connect() as client:
+        result = client.run_model(name, tensors)
+        arrays = {key: result[key] for key in result.keys()}  # noqa: SIM118 - no plain dict
+        _mark_simulation(client.attestation, as_json=as_json)
+    if output is not None:
+        _save_npz(output, arrays)
+    if as_json:
+        outputs = {
+            key: {"dtype": str(a.dtype), "shape": list(a.shape), "data": _plain(a)}
+            for key, a in arrays.items()
+        }
+        click.echo(json.dumps({"model": name, "sha256": result.model_sha256, "outputs": outputs}))
+        return
+    for key, array in arrays.items():
+        values = " ".join(map(str, array.reshape(-1)[:_SHOWN_VALUES]))
+        more = " …" if array.size > _SHOWN_VALUES else ""
+        click.echo(f"{key}  {array.dtype}{list(array.shape)}  {values}{more}")
+    if output is not None:
+        click.echo(f"wrote {output}")
+
+
+@click.command()
+@server_option
+@target_options
+@json_option
+def models(target: Target, *, as_json: bool) -> None:
+    """List the models of a verified server."""
+    with target.connect() as client:
+        infos = client.models()
+        _mark_simulation(client.attestation, as_json=as_json)
+    if as_json:
+        click.echo(json.dumps([info.to_json() for info in infos]))
+        return
+    if not infos:
+        click.echo("no models; upload one with: blindai upload FILE --name NAME")
+    for info in infos:
+        click.echo(f"{info.name}  sha256:{info.sha256}  {info.size:,} bytes")
+        for label, specs in (("in ", info.inputs), ("out", info.outputs)):
+            for spec in specs:
+                click.echo(f"    {label} {spec.name}: {spec.datatype}{list(spec.oip_shape)}")
+
+
+@click.command()
+@click.argument("name")
+@server_option
+@target_options
+@token_option
+@json_option
+def delete(name: str, *, target: Target, token: str | None, as_json: bool) -> None:
+    """Delete the model NAME from a verified server."""
+    with target.connect(token) as client:
+        client.delete_model(name)
+    click.echo(json.dumps({"deleted": name}) if as_json else f"deleted {name}")
+
+
+def _load_input(argument: str) -> tuple[str, np.ndarray[Any, Any]]:
+    name, separator, file = argument.partition("=")
+    if not separator or not name or not file:
+        msg = f"--input: expected NAME=FILE.npy, found {argument!r}"
+        raise ConfigurationError(msg)
+    try:
+        # allow_pickle stays off: a pickle runs code.
+        array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        msg = f"--input {name}: {file} is no .npy file that can be read: {error}"
+        raise ConfigurationError(msg) from error
+    if not isinstance(array, np.ndarray):
+        msg = f"--input {name}: {file} holds several arrays; expected a .npy file with one"
+        raise ConfigurationError(msg)
+    return name, array
+
+
+def _save_npz(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    # Written whole or not at all: beside the target first, then renamed.
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **dict(arrays))  # type: ignore[arg-type]
+        temporary.replace(path)
+    except OSError as error:
+        msg = f"--output: cannot write {path}: {error.strerror}"
+        raise ConfigurationError(msg) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _plain(array: np.ndarray[Any, Any]) -> list[Any]:
+    flat = array.reshape(-1).tolist()
+    return [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in flat]
+
+
+def _mark_simulation(result: AttestationResult, *, as_json: bool) -> None:
+    if result.simulated and not as_json and sys.stderr.isatty():
+        click.secho("SIMULATED: no hardware protects this data", fg="yellow", err=True)

@@ -1,0 +1,128 @@
+"""`blindai serve`: run the server until it is told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from blindai.attestation.model import Platform
+from blindai.attesters import create_attester
+from blindai.cli.options import json_option
+from blindai.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from blindai.server.run import Ready
+
+_TOKEN_FILE_MODE = 0o600
+
+
+@click.command()
+@click.option(
+    "--platform",
+    required=True,
+    help="What makes the evidence: simulation, or the trusted hardware of this machine.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=50051,
+    show_default=True,
+    help="Attested port (TLS that ends in the enclave); 0 picks a free one.",
+)
+@click.option(
+    "--public-port",
+    type=click.IntRange(0, 65535),
+    default=50052,
+    show_default=True,
+    help="Unattested port (evidence, health); 0 picks a free one.",
+)
+@click.option(
+    "--models",
+    "models_dir",
+    type=click.Path(path_type=Path),
+    help="Folder of .onnx files to load at start, each under its file name.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the upload token to this file (mode 0600) instead of printing it.",
+)
+@json_option
+def serve(
+    platform: str,
+    *,
+    host: str,
+    port: int,
+    public_port: int,
+    models_dir: Path | None,
+    token_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Serve models to clients that verify this machine first.
+
+    Prints one line beginning with `ready` once both ports answer. SIGTERM finishes what
+    runs, refuses what comes, and exits with 0.
+    """
+    try:
+        from blindai.server.auth import Access, generate_token  # noqa: PLC0415 - an extra
+        from blindai.server.config import ServerConfig  # noqa: PLC0415
+        from blindai.server.run import run  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        msg = f"the server needs {error.name}; install it with: pip install 'blindai[server]'"
+        raise ConfigurationError(msg) from error
+
+    attester = create_attester(platform)
+    config = ServerConfig(
+        platform=attester.platform,
+        host=host,
+        port=port,
+        public_port=public_port,
+        models=models_dir,
+    )
+    token = generate_token()
+    if token_file is not None:
+        _write_secret(token_file, token)
+
+    def announce(ready: Ready) -> None:
+        _announce(ready, attester.platform, None if token_file else token, as_json=as_json)
+
+    run(config, attester, access=Access(token), on_ready=announce)
+
+
+def _announce(ready: Ready, platform: Platform, token: str | None, *, as_json: bool) -> None:
+    attested, public = (_address(*each) for each in (ready.address, ready.public_address))
+    failed = [{"file": str(file), "error": str(error)} for file, error in ready.failed]
+    if as_json:
+        line = {"event": "ready", "attested": attested, "public": public, "failed": failed}
+        line |= {"platform": str(platform), "simulated": platform is Platform.SIMULATION}
+        click.echo(json.dumps(line | ({"token": token} if token else {})))
+        return
+    for each in failed:
+        click.secho(f"not loaded: {each['file']}: {each['error']}", fg="red", err=True)
+    if platform is Platform.SIMULATION:
+        click.secho("SIMULATION: no hardware protects the data. For tests only.", fg="yellow")
+    if token:
+        click.echo(f"token for uploads and deletions (shown once): {token}")
+    click.echo(f"ready attested={attested} public={public}")
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    try:
+        # Never through a link, and never readable by others, not even for a moment.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, _TOKEN_FILE_MODE)
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(descriptor, _TOKEN_FILE_MODE)
+            file.write(secret + "\n")
+    except OSError as error:
+        msg = f"--token-file: cannot write {path}: {error.strerror}"
+        raise ConfigurationError(msg) from error

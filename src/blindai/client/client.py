@@ -1,0 +1,283 @@
+"""The blocking client.
+
+Always true: a request is sent only through the channel of a server that was verified and
+whose result holds at that moment. When the server shows another key, it is verified once
+more with the same policy, and the request is sent once more; if it does not fit, the
+`AttestationError` is raised and the request was never sent.
+"""
+
+from __future__ import annotations
+
+import ssl
+import warnings
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from blindai.attestation.trust import VENDOR_ROOTS, Anchors
+from blindai.client.calls import Call, Calls
+from blindai.client.progress import Progress, watch
+from blindai.client.session import Channel, Session, resolve_policy
+from blindai.client.transport import Transport
+from blindai.client.upload import Model, open_source
+from blindai.errors import BindingError, SimulationWarning
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from blindai.attestation.model import AttestationResult
+    from blindai.attestation.policy import Policy
+    from blindai.client.messages import Request, Response
+    from blindai.client.results import ModelInfo, Result
+
+T = TypeVar("T")
+
+MAX_RESPONSE_BYTES: Final = 1 << 30
+# A server answers an upload when the model is loaded, which may take long.
+LOAD_TIMEOUT: Final = 900.0
+SIMULATION_WARNING: Final = (
+    "this server runs in simulation: no hardware protects what is sent to it; use it for tests only"
+)
+
+
+def connect(  # noqa: PLR0913 - all but one are keywords
+    address: str,
+    *,
+    policy: Policy | str | os.PathLike[str] | None = None,
+    simulation: bool = False,
+    token: str | None = None,
+    proxy: str | None = None,
+    trust_env: bool = False,
+    timeout: float = 60.0,
+    max_response_bytes: int = MAX_RESPONSE_BYTES,
+    clock: Callable[[], datetime] | None = None,
+    anchors: Anchors = VENDOR_ROOTS,
+) -> Client:
+    """Verify a server and return a client that talks to it, and to nobody else.
+
+    Args:
+        address: "host:port" of the attested port, or "host" for port 50051.
+        policy: What to accept: a `Policy` or the path of a policy file.
+        simulation: Accept a simulated server, which protects nothing: exactly
+            `Policy.simulation()`. For tests; warns.
+        token: For what the server asks one for, such as uploading models.
+        proxy: "http://host:port" of a proxy that tunnels by CONNECT.
+        trust_env: Whether HTTPS_PROXY and NO_PROXY count where `proxy` is not given.
+        timeout: Seconds for a whole request, connecting included.
+        max_response_bytes: Greatest answer that is accepted.
+        clock: Returns the time, with a time zone; the machine's clock by default.
+        anchors: The vendors' roots that count; tests bring their own.
+
+    Raises:
+        AttestationError: If the server is not to be trusted; it was sent nothing.
+        ConfigurationError: If the arguments or the policy cannot be used.
+        ConnectionFailed: If the server cannot be reached.
+    """
+    session = Session(
+        address,
+        resolve_policy(policy, simulation=simulation),
+        proxy=proxy,
+        trust_env=trust_env,
+        timeout=timeout,
+        clock=clock,
+        anchors=anchors,
+    )
+    client = Client(session, token=token, max_response_bytes=max_response_bytes)
+    if client.attestation.simulated:
+        warnings.warn(SIMULATION_WARNING, SimulationWarning, stacklevel=2)
+    return client
+
+
+class Client:
+    """Talks to one verified server. Thread-safe; `blindai.connect` makes one.
+
+    Args:
+        session: Verified here, unless it was already.
+        token: For what the server asks one for, such as uploading models.
+        max_response_bytes: Greatest answer that is accepted.
+
+    Raises:
+        AttestationError: If the server is not to be trusted; it was sent nothing.
+        ConnectionFailed: If the server cannot be reached.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        token: str | None = None,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+    ) -> None:
+        self._session = session
+        self._max_response_bytes = max_response_bytes
+        self._channel = session.channel()
+        self._transport = Transport(session.address, session.proxy)
+        self._calls = Calls(self._channel.attestation.models, token)
+
+    @property
+    def attestation(self) -> AttestationResult:
+        """What was verified, and until when it holds."""
+        return self._channel.attestation
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """A context that shakes hands with the attested key only, for any HTTP library.
+
+        It outlives neither the server's keys nor its certificate: after a rotation, use the
+        one that stands here then.
+        """
+        return self._channel.ssl_context
+
+    @property
+    def url(self) -> str:
+        """Where the server is, for any HTTP library."""
+        return f"https://{self._session.address.authority}"
+
+    def models(self) -> list[ModelInfo]:
+        """Return the models that the server has."""
+        return self._drive(self._calls.models())
+
+    def model(self, name: str) -> ModelInfo:
+        """Return what one model expects and gives.
+
+        Args:
+            name: Or the SHA-256 of its file, in hexadecimal.
+
+        Raises:
+            ModelNotFound: If the server has no such model.
+        """
+        return self._drive(self._calls.model(name))
+
+    def run_model(
+        self,
+        name: str,
+        inputs: object,
+        *,
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> Result:
+        """Run a model once.
+
+        Args:
+            name: Of the model, or the SHA-256 of its file in hexadecimal.
+            inputs: Name → value, or a sequence by position, or a single value where the
+                model has one input. Values are numpy arrays, torch tensors, lists, scalars.
+            outputs: Names of the outputs to return; all by default.
+            timeout: Seconds after which the server stops the run.
+
+        Raises:
+            InvalidInput: If the inputs do not fit, with what was expected and what came.
+            ModelNotFound: If the server has no such model.
+            AppraisalError: If the policy names models and not this one, or other weights;
+                the inputs were not sent.
+            DeadlineExceeded: If it took longer than `timeout`.
+            AttestationError: If the server changed its keys and is no longer accepted.
+            ConnectionFailed: If the server cannot be reached.
+        """
+        return self._drive(self._calls.run_model(name, inputs, outputs=outputs, timeout=timeout))
+
+    def upload_model(
+        self,
+        model: Model,
+        name: str | None = None,
+        *,
+        token: str | None = None,
+        replace: bool = False,
+        progress: Progress = None,
+        timeout: float = LOAD_TIMEOUT,
+    ) -> ModelInfo:
+        """Send a model to the server, in constant memory, and check that it arrived unchanged.
+
+        Args:
+            model: Path of an ONNX file, its bytes, or a file open for reading in binary.
+            name: What to call it; by default the file's name without its ending.
+            token: Instead of the client's own.
+            replace: Whether a model with other weights may lose this name to it.
+            progress: Told the bytes sent and the size; `True` or `False`: a bar or none; by
+                default a bar for large models on a terminal.
+            timeout: Seconds that the server may take to load it.
+
+        Raises:
+            InvalidModel: If the server cannot serve it.
+            ModelConflict: If the name belongs to other weights.
+            LimitExceeded: If it is larger than the server accepts.
+            AccessDenied: If the token is missing or gives no right to this.
+            ConnectionFailed: If the server cannot be reached.
+        """
+        with open_source(model) as source:
+            request = self._calls.upload_request(
+                source, name, token, replace=replace, timeout=timeout
+            )
+            with watch(progress, name or source.name or "model", source.size) as advance:
+                response = self._through(
+                    lambda channel: self._transport.upload(
+                        request,
+                        source.chunks(advance),
+                        source.size,
+                        channel.ssl_context,
+                        idle=self._session.timeout,
+                        limit=self._max_response_bytes,
+                    )
+                )
+            return self._calls.uploaded(response, source)
+
+    def delete_model(self, name: str, *, token: str | None = None) -> None:
+        """Take a model away from the server.
+
+        Raises:
+            ModelNotFound: If the server has no such model.
+            AccessDenied: If the token is missing or gives no right to this.
+        """
+        self._drive(self._calls.delete_model(name, token))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        kind = "SIMULATED" if self.attestation.simulated else str(self.attestation.platform)
+        return f"<Client {self.url} {kind}>"
+
+    def _drive(self, call: Call[T]) -> T:
+        try:
+            request = next(call)
+            while True:
+                request = call.send(self._send(request))
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+    def _send(self, request: Request) -> Response:
+        timeout = self._session.timeout if request.timeout is None else request.timeout
+        return self._through(
+            lambda channel: self._transport.send(
+                request,
+                channel.ssl_context,
+                timeout=timeout,
+                limit=self._max_response_bytes,
+            )
+        )
+
+    def _through(self, send: Callable[[Channel], Response]) -> Response:
+        """Send over the channel; after a change of keys verify once more, and send once more."""
+        self._channel = channel = self._session.channel()
+        try:
+            return send(channel)
+        except ssl.SSLCertVerificationError:
+            self._channel = channel = self._session.renew(channel)
+        try:
+            return send(channel)
+        except ssl.SSLCertVerificationError as error:
+            raise BindingError(KEY_CHANGED_AGAIN) from error
+
+
+KEY_CHANGED_AGAIN: Final = (
+    "the server showed another key right after it was verified: several servers may stand behind "
+    "this address, or somebody between you and the enclave"
+)

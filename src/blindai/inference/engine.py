@@ -1,0 +1,264 @@
+"""What an engine is: it loads a model file, and the model turns tensors into tensors.
+
+Always true: a model checks its inputs itself, runs from several threads at once, and every
+run can be stopped from outside: by a deadline or through its `RunHandle`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from blindai.errors import ConfigurationError, DeadlineExceeded, InferenceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from blindai.inference.tensors import Tensor, TensorSpec
+
+_FOREVER: Final = float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a model is to run.
+
+    Attributes:
+        threads: Threads that one run uses; 0: one for each core.
+        shrink_above: Bytes of inputs from which on a run gives its memory back to the
+            system when it ends, so that one large batch does not stay resident.
+    """
+
+    threads: int = 0
+    shrink_above: int = 4 * 2**20
+
+    def __post_init__(self) -> None:
+        if self.threads < 0 or self.shrink_above < 0:
+            msg = (
+                "expected threads and shrink_above from 0 up, "
+                f"came {self.threads} and {self.shrink_above}"
+            )
+            raise ConfigurationError(msg)
+
+
+class Model(Protocol):
+    """A model in memory."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes; all of it has to be given."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it returns, in its order."""
+        ...
+
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str] | None = None,
+        *,
+        deadline: float | None = None,
+        handle: RunHandle | None = None,
+    ) -> list[Tensor]:
+        """Run the model once. May be called from several threads at once.
+
+        Args:
+            inputs: All inputs, in any order.
+            outputs: Names of the outputs that are wanted, in this order; none: all.
+            deadline: When to give up, in seconds of `time.monotonic()`.
+            handle: Stops this run from another thread; one handle for one run.
+
+        Returns:
+            The wanted outputs.
+
+        Raises:
+            InvalidInput: Inputs that do not fit, an unknown output, or inputs that the
+                model refuses while it runs.
+            DeadlineExceeded: The deadline passed.
+            Overloaded: No memory for this run.
+            InferenceError: The run was stopped, or failed for another reason.
+        """
+        ...
+
+    def close(self) -> None:
+        """Refuse further runs; those under way end as usual, then memory is freed."""
+        ...
+
+
+class Engine(Protocol):
+    """Loads models of one file format."""
+
+    @property
+    def name(self) -> str:
+        """What records and receipts call it, with its version."""
+        ...
+
+    def load(self, path: Path, options: LoadOptions) -> Model:
+        """Load a model. Slow; to be called where nothing waits for it.
+
+        Args:
+            path: The file. Only its bytes matter: nothing beside it is read.
+            options: How it is to run.
+
+        Raises:
+            InvalidModel: No model that this engine can serve.
+            Overloaded: No memory for it.
+        """
+        ...
+
+
+class RunHandle:
+    """Stops one run from another thread.
+
+    May be terminated before the run starts, which then never does, and after it has ended,
+    which does nothing. Not to be used for a second run.
+    """
+
+    __slots__ = ("_expired", "_lock", "_stop", "_terminated", "_used")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop: Callable[[], None] | None = None
+        self._terminated = False
+        self._expired = False
+        self._used = False
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the run was told to stop."""
+        return self._terminated
+
+    def terminate(self, *, expired: bool = False) -> None:
+        """Tell the run to stop; returns at once.
+
+        Args:
+            expired: A deadline is the reason, and `DeadlineExceeded` what the run raises.
+        """
+        with self._lock:
+            if self._terminated:
+                return
+            self._terminated = True
+            self._expired = expired
+            if self._stop is not None:
+                self._stop()
+
+    def attach(self, stop: Callable[[], None]) -> None:
+        """Say how to stop the run, which starts now; for engines.
+
+        Args:
+            stop: Called at most once, from another thread. Must return at once.
+
+        Raises:
+            ConfigurationError: The handle served a run before.
+            DeadlineExceeded: It was terminated already by a deadline.
+            InferenceError: It was terminated already.
+        """
+        with self._lock:
+            if self._used:
+                msg = "expected a new RunHandle for each run, came one that was used before"
+                raise ConfigurationError(msg)
+            self._used = True
+            if not self._terminated:
+                self._stop = stop
+                return
+        raise self.reason()
+
+    def detach(self) -> None:
+        """Say that the run has ended; for engines."""
+        with self._lock:
+            self._stop = None
+
+    def reason(self) -> InferenceError:
+        """Return the error of a run that was stopped; for engines."""
+        if self._expired:
+            return DeadlineExceeded("the run did not end before its deadline, and was stopped")
+        return InferenceError("the run was stopped before its end")
+
+
+class DeadlineWatch:
+    """Terminates runs whose deadline has passed.
+
+    One thread, started by the first deadline, for any number of runs: it sleeps until the
+    earliest deadline it knew when it fell asleep, so that starting and ending a run costs
+    two dictionary operations and no wake-up.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._deadlines: dict[RunHandle, float] = {}
+        self._wakes_at = _FOREVER
+        self._thread: threading.Thread | None = None
+
+    def add(self, handle: RunHandle, deadline: float) -> None:
+        """Terminate a run at `deadline`, in seconds of `time.monotonic()`."""
+        with self._changed:
+            self._deadlines[handle] = deadline
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._watch, name="blindai-deadlines", daemon=True
+                )
+                self._thread.start()
+            elif deadline < self._wakes_at:
+                self._changed.notify()
+
+    def remove(self, handle: RunHandle) -> None:
+        """Forget a run that has ended."""
+        with self._changed:
+            self._deadlines.pop(handle, None)
+
+    def _watch(self) -> None:
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                expired = [run for run, deadline in self._deadlines.items() if deadline <= now]
+                for handle in expired:
+                    del self._deadlines[handle]
+                    handle.terminate(expired=True)
+                self._wakes_at = min(self._deadlines.values(), default=_FOREVER)
+                self._changed.wait(
+                    None if self._wakes_at == _FOREVER else max(0.0, self._wakes_at - now)
+                )
+
+
+_WATCH: Final = DeadlineWatch()
+
+
+@contextmanager
+def stoppable(
+    stop: Callable[[], None], *, deadline: float | None, handle: RunHandle | None
+) -> Iterator[RunHandle | None]:
+    """Let a deadline and a handle stop the run inside the `with` block; for engines.
+
+    Args:
+        stop: Makes the run end soon. Called at most once, from another thread.
+        deadline: When to stop, in seconds of `time.monotonic()`.
+        handle: Who else may stop it.
+
+    Yields:
+        The handle that says whether the run was stopped; `None` if nothing can stop it.
+
+    Raises:
+        DeadlineExceeded: The deadline had passed already.
+        InferenceError: The handle was terminated already.
+    """
+    if handle is None and deadline is None:
+        yield None
+        return
+    handle = handle or RunHandle()
+    if deadline is not None and deadline <= time.monotonic():
+        handle.terminate(expired=True)
+    handle.attach(stop)
+    if deadline is not None:
+        _WATCH.add(handle, deadline)
+    try:
+        yield handle
+    finally:
+        if deadline is not None:
+            _WATCH.remove(handle)
+        handle.detach()

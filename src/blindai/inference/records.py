@@ -1,0 +1,80 @@
+"""What is known of a model, and what it may be called."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from blindai.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from blindai.inference.engine import Model
+    from blindai.inference.tensors import TensorSpec
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """What is known of a model.
+
+    Attributes:
+        names: That it goes by, in order.
+        sha256: Of its file, in hexadecimal.
+        size: Of its file, in bytes.
+        inputs: What it takes.
+        outputs: What it returns.
+        engine: That runs it, with its version.
+        loaded_at: When, in UTC.
+        precision: Of the weights: "as-uploaded", or what they were converted to.
+    """
+
+    names: tuple[str, ...]
+    sha256: str
+    size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    engine: str
+    loaded_at: datetime
+    precision: str = "as-uploaded"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A model and its record. Runs as long as somebody holds it, also after its deletion.
+
+    Attributes:
+        record: As it was when this was got.
+        model: To run.
+        path: Its file, until its last name is deleted.
+    """
+
+    record: ModelRecord
+    model: Model
+    path: Path
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no model can have.
+
+    Args:
+        name: 1 to 128 letters, digits, ".", "_" and "-" of ASCII, the first a letter or a
+            digit; without ".."; and nothing that looks like a SHA-256.
+
+    Raises:
+        InvalidInput: Another name.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        msg = (
+            "expected a model name of 1 to 128 letters, digits, '.', '_' or '-', beginning with "
+            f"a letter or digit and without '..', came {name[:128]!r}"
+        )
+        raise InvalidInput(msg)
+    if _SHA256.fullmatch(name.lower()):
+        msg = "expected a model name, came what reads like the SHA-256 of a model"
+        raise InvalidInput(msg)

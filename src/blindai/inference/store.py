@@ -1,0 +1,424 @@
+"""Models by name and by the SHA-256 of their file.
+
+Always true:
+
+- The same bytes are loaded once, whatever number of names they have.
+- What was hashed is what is loaded and kept: one copy in the store's folder, under its
+  SHA-256. A name never becomes a path.
+- A file is written whole or not at all: a temporary file, fsync, rename, fsync of the folder.
+- `ModelStore.get` takes no lock: uploading and loading never stall a run.
+- Every limit is on bytes written, enforced while writing.
+
+The folder must be memory or encrypted storage of the TEE: the weights are there in clear.
+The list of models is in memory only; a new store starts empty and clears the folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import stat
+import threading
+import weakref
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Self
+
+from blindai.errors import (
+    BlindAIError,
+    ConfigurationError,
+    InvalidInput,
+    InvalidModel,
+    LimitExceeded,
+    ModelConflict,
+    ModelNotFound,
+    Overloaded,
+)
+from blindai.inference.engine import LoadOptions
+from blindai.inference.records import LoadedModel, ModelRecord, check_name
+from blindai.inference.upload import Upload, no_room
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+    from blindai.inference.engine import Engine, Model
+
+__all__ = ["LoadedModel", "ModelRecord", "ModelStore", "Upload", "check_name"]
+
+_OURS: Final = re.compile(r"[0-9a-f]{64}\.onnx|\.(upload|deleted)-[0-9a-f]{32}")
+_CHUNK: Final = 1 << 20
+
+
+class ModelStore:
+    """Holds models; safe to use from several threads.
+
+    Args:
+        folder: For the store alone; made where it is missing, and cleared of what an earlier
+            store left.
+        engine: Loads the models.
+        options: How they are to run.
+        max_model_size: Bytes of one file.
+        max_models: Names.
+        max_total_bytes: Bytes of all files together: of loaded models, also deleted ones
+            that still run, and of uploads under way. A loaded model takes about twice the
+            size of its file in memory, because engines rearrange weights.
+        max_uploads: Uploads under way.
+        clock: Says what time it is.
+
+    Raises:
+        ConfigurationError: The folder cannot be used, or another store uses it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        engine: Engine,
+        options: LoadOptions | None = None,
+        max_model_size: int = 2 * 2**30,
+        max_models: int = 64,
+        max_total_bytes: int = 8 * 2**30,
+        max_uploads: int = 8,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._folder = folder
+        self._engine = engine
+        self._options = options or LoadOptions()
+        self._max_model_size = min(max_model_size, max_total_bytes)
+        self._max_models = max_models
+        self._max_total_bytes = max_total_bytes
+        self._max_uploads = max_uploads
+        self._clock = clock
+        # Guards the fields below for moments only; `get` needs none of it.
+        self._lock = threading.Lock()
+        self._by_name: dict[str, LoadedModel] = {}
+        self._by_sha256: dict[str, LoadedModel] = {}
+        self._alive: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()
+        self._uploads = 0
+        self._uploading = 0
+        self._closed = False
+        # Loading takes seconds and memory for a second copy: one at a time.
+        self._load_lock = threading.Lock()
+        self._folder_lock = _claim(folder)
+
+    def close(self) -> None:
+        """Let go of all models, remove their files and release the folder."""
+        with self._lock:
+            self._closed = True
+            loaded = list(self._by_sha256.values())
+            self._by_name.clear()
+            self._by_sha256.clear()
+        for entry in loaded:
+            entry.model.close()
+            entry.path.unlink(missing_ok=True)
+        if self._folder_lock >= 0:
+            os.close(self._folder_lock)
+            self._folder_lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def get(self, key: str) -> LoadedModel:
+        """Return a model. Whoever holds it can run it, whatever happens to the store.
+
+        Args:
+            key: A name, or a SHA-256 in hexadecimal with or without "sha256:" before it.
+
+        Raises:
+            ModelNotFound: No such model.
+        """
+        # One look-up each: both are atomic, and an entry once found is complete.
+        found = self._by_name.get(key)
+        if found is None:
+            found = self._by_sha256.get(key.removeprefix("sha256:").lower())
+        if found is None:
+            msg = f"no model {key[:128]!r}"
+            raise ModelNotFound(msg)
+        return found
+
+    def records(self) -> list[ModelRecord]:
+        """Return what is known of all models, by their first name."""
+        with self._lock:
+            records = [entry.record for entry in self._by_sha256.values()]
+        return sorted(records, key=lambda record: record.names)
+
+    def bytes_in_use(self) -> int:
+        """Return what counts against `max_total_bytes` now."""
+        with self._lock:
+            return self._in_use()
+
+    def begin_upload(self, name: str, *, expected_size: int | None = None) -> Upload:
+        """Start to receive a model.
+
+        Args:
+            name: That it shall have.
+            expected_size: In bytes, if known: refuses at once what can never fit, and at the
+                end what came short.
+
+        Raises:
+            InvalidInput: The name or the size is impossible.
+            LimitExceeded: Larger than any model may be.
+            Overloaded: No room now.
+        """
+        check_name(name)
+        if expected_size is not None:
+            if expected_size < 0:
+                msg = f"expected a size in bytes, came {expected_size}"
+                raise InvalidInput(msg)
+            self._check_size(expected_size)
+        with self._lock:
+            if self._uploads >= self._max_uploads:
+                msg = f"{self._uploads} uploads are under way, which is the limit"
+                raise Overloaded(msg, retry_after=10.0)
+            if expected_size is not None:
+                self._check_room(expected_size)
+            self._uploads += 1
+        try:
+            return Upload(self, self._folder, name, expected_size)
+        except OSError as error:
+            self.end_upload(0)
+            raise no_room(error) from error
+
+    def delete(self, name: str) -> None:
+        """Take a name away, and with its last name the model.
+
+        Runs under way, and whoever holds the model, are not disturbed.
+
+        Raises:
+            ModelNotFound: No model has this name.
+        """
+        with self._lock:
+            entry = self._by_name.get(name)
+            if entry is None:
+                msg = f"no model {name[:128]!r}"
+                raise ModelNotFound(msg)
+            dropped = self._unname(name, entry)
+        _unlink(dropped)
+
+    def load_folder(self, folder: Path) -> list[tuple[Path, BlindAIError]]:
+        """Add every `*.onnx` of a folder, each by the name of its file without the suffix.
+
+        Args:
+            folder: Somebody's; files are copied from it, and links in it not followed.
+
+        Returns:
+            The files that could not be loaded, each with the error that says why.
+
+        Raises:
+            ConfigurationError: The folder cannot be read.
+        """
+        try:
+            paths = sorted(path for path in folder.iterdir() if path.name.endswith(".onnx"))
+        except OSError as error:
+            msg = f"expected a folder of models at {folder}: {error.strerror}"
+            raise ConfigurationError(msg) from error
+        failed: list[tuple[Path, BlindAIError]] = []
+        for path in paths:
+            try:
+                self._load_file(path)
+            except BlindAIError as error:
+                failed.append((path, _naming(path, error)))
+        return failed
+
+    def grow_upload(self, size: int, more: int) -> None:
+        """Count more bytes of an upload of `size` bytes; for `Upload`.
+
+        Raises:
+            LimitExceeded: More than a model may have.
+            Overloaded: No room for them now.
+        """
+        self._check_size(size + more)
+        with self._lock:
+            self._check_room(more)
+            self._uploading += more
+
+    def end_upload(self, size: int) -> None:
+        """Count an upload no more, nor its bytes; for `Upload`."""
+        with self._lock:
+            self._uploads -= 1
+            self._uploading -= size
+
+    def add(self, upload: Upload, *, replace_other: bool) -> ModelRecord:
+        """Load what an upload received, unless it is here, and give it its name; for `Upload`."""
+        with self._load_lock:
+            with self._lock:
+                self._check_free(upload, replace_other=replace_other)
+                entry = self._by_sha256.get(upload.sha256)
+                if entry is not None:
+                    return self._name(upload.name, entry)
+            model = self._engine.load(upload.path, self._options)
+            record = ModelRecord(
+                names=(),
+                sha256=upload.sha256,
+                size=upload.size,
+                inputs=model.inputs,
+                outputs=model.outputs,
+                engine=self._engine.name,
+                loaded_at=self._clock(),
+            )
+            path = self._folder / f"{upload.sha256}.onnx"
+            upload.path.rename(path)
+            try:
+                _sync(self._folder)
+                with self._lock:
+                    self._check_free(upload, replace_other=replace_other)
+                    self._alive[model] = upload.size
+                    self._uploading -= upload.release()
+                    return self._name(upload.name, LoadedModel(record, model, path))
+            except (OSError, BlindAIError):
+                path.unlink(missing_ok=True)
+                raise
+
+    def _load_file(self, path: Path) -> None:
+        check_name(path.stem)
+        try:
+            # NONBLOCK: opening a pipe must not wait for its writer.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            what = "a symbolic link" if path.is_symlink() else f"{error.strerror}"
+            msg = f"expected a regular file that can be read, came {what}"
+            raise InvalidModel(msg) from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                msg = "expected a regular file, came a folder, pipe or device"
+                raise InvalidModel(msg)
+            with self.begin_upload(path.stem, expected_size=status.st_size) as upload:
+                while chunk := _read(descriptor):
+                    upload.write(chunk)
+                upload.commit()
+        finally:
+            os.close(descriptor)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_model_size:
+            msg = f"expected a model of at most {self._max_model_size} bytes, came {size} or more"
+            raise LimitExceeded(msg)
+
+    def _in_use(self) -> int:
+        return sum(self._alive.values()) + self._uploading
+
+    def _check_room(self, more: int) -> None:
+        """Refuse more bytes than there is room for; the lock must be held."""
+        used = self._in_use()
+        if used + more > self._max_total_bytes:
+            msg = (
+                f"no room for {more} bytes: {used} of {self._max_total_bytes} are in use; "
+                "delete a model, or try later"
+            )
+            raise Overloaded(msg, retry_after=30.0)
+
+    def _check_free(self, upload: Upload, *, replace_other: bool) -> None:
+        """Refuse a name that is taken, or one too many; the lock must be held."""
+        if self._closed:
+            msg = "the server is shutting down"
+            raise Overloaded(msg)
+        holder = self._by_name.get(upload.name)
+        if holder is None:
+            if len(self._by_name) >= self._max_models:
+                msg = f"expected at most {self._max_models} models; delete one"
+                raise LimitExceeded(msg)
+        elif holder.record.sha256 != upload.sha256 and not replace_other:
+            msg = (
+                f"{upload.name!r} is the name of the model with SHA-256 "
+                f"{holder.record.sha256}; came another with {upload.sha256}"
+            )
+            raise ModelConflict(msg)
+
+    def _name(self, name: str, entry: LoadedModel) -> ModelRecord:
+        """Give a model a name, taking it from another; the lock must be held."""
+        holder = self._by_name.get(name)
+        names = tuple(sorted({*entry.record.names, name}))
+        entry = self._publish(entry, names)
+        if holder is not None and holder.record.sha256 != entry.record.sha256:
+            _unlink(self._unname(name, holder))
+        return entry.record
+
+    def _unname(self, name: str, entry: LoadedModel) -> Path | None:
+        """Take a name from a model; return its file if that was the last one.
+
+        The lock must be held. The file has a new name by then: it may be uploaded again
+        before it is removed.
+        """
+        if self._by_name.get(name) is entry:
+            del self._by_name[name]
+        names = tuple(other for other in entry.record.names if other != name)
+        if names:
+            self._publish(entry, names)
+            return None
+        del self._by_sha256[entry.record.sha256]
+        gone = self._folder / f".deleted-{secrets.token_hex(16)}"
+        try:
+            entry.path.rename(gone)
+        except FileNotFoundError:
+            return None
+        return gone
+
+    def _publish(self, entry: LoadedModel, names: tuple[str, ...]) -> LoadedModel:
+        entry = replace(entry, record=replace(entry.record, names=names))
+        self._by_sha256[entry.record.sha256] = entry
+        for name in names:
+            self._by_name[name] = entry
+        return entry
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, _CHUNK)
+    except OSError as error:
+        msg = f"expected a file that can be read: {error.strerror}"
+        raise InvalidModel(msg) from error
+
+
+def _claim(folder: Path) -> int:
+    """Make the folder ours alone; return the descriptor that holds the claim."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        msg = f"expected a folder for models at {folder}: {error.strerror}"
+        raise ConfigurationError(msg) from error
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in folder.iterdir():
+            if _OURS.fullmatch(path.name):
+                path.unlink()
+    except BlockingIOError as error:
+        os.close(claim)
+        msg = f"expected a folder of its own at {folder}: another server uses it"
+        raise ConfigurationError(msg) from error
+    except OSError as error:
+        os.close(claim)
+        msg = f"expected a folder that can be cleared at {folder}: {error.strerror}"
+        raise ConfigurationError(msg) from error
+    return claim
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unlink(path: Path | None) -> None:
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+def _naming(path: Path, error: BlindAIError) -> BlindAIError:
+    """Return the error with the file's name before its message."""
+    return type(error)(f"{path.name}: {error}")

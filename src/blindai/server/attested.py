@@ -1,0 +1,184 @@
+"""The attested port: everything a client does, over TLS that ends at an attested key.
+
+Specification: Open Inference Protocol (KServe v2) REST under /v2; BlindAI's own paths under
+/blindai/v1: evidence, and the models.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from blindai.errors import InvalidInput, LimitExceeded
+from blindai.inference.engine import RunHandle
+from blindai.server.app import App, GoneWatch, Response, json_response
+from blindai.server.auth import Access, Scope
+from blindai.server.open_inference import (
+    MODEL_VERSION,
+    build_answer,
+    describe_specs,
+    parse_request,
+)
+from blindai.server.public import shared_routes
+
+if TYPE_CHECKING:
+    from blindai.inference.store import ModelRecord
+    from blindai.server.config import Limits
+    from blindai.server.identity import EvidenceDesk
+    from blindai.server.limits import ByteBudget
+    from blindai.server.open_inference import Answer
+    from blindai.server.request import Request
+    from blindai.server.service import Service
+
+_PLATFORM: Final = "onnxruntime_onnx"
+_BINARY: Final = b"application/octet-stream"
+_HEADER_LENGTH: Final = b"inference-header-content-length"
+_MAX_DIGITS: Final = 12
+
+
+def attested_app(
+    service: Service, desk: EvidenceDesk, access: Access, limits: Limits, bodies: ByteBudget
+) -> App:
+    """Return the application of the attested port.
+
+    Args:
+        service: Runs models.
+        desk: Evidence of the identity whose key the connections end at.
+        access: Who may do what.
+        limits: What is accepted.
+        bodies: Counts the bodies that are held, over all identities.
+    """
+    models = Models(service, access, limits)
+    inference = OpenInference(service, access, limits, bodies)
+    return App(
+        service,
+        always=shared_routes(service, desk),
+        ready={
+            b"/v2/models/{name}": {"GET": inference.metadata},
+            b"/v2/models/{name}/versions/1": {"GET": inference.metadata},
+            b"/v2/models/{name}/ready": {"GET": inference.ready},
+            b"/v2/models/{name}/versions/1/ready": {"GET": inference.ready},
+            b"/v2/models/{name}/infer": {"POST": inference.infer},
+            b"/v2/models/{name}/versions/1/infer": {"POST": inference.infer},
+            b"/blindai/v1/models": {"GET": models.all},
+            b"/blindai/v1/models/{name}": {"PUT": models.put, "DELETE": models.delete},
+        },
+    )
+
+
+class OpenInference:
+    """Handlers of the Open Inference Protocol; see `attested_app` for the arguments."""
+
+    def __init__(
+        self, service: Service, access: Access, limits: Limits, bodies: ByteBudget
+    ) -> None:
+        self._service = service
+        self._access = access
+        self._limits = limits
+        self._bodies = bodies
+
+    async def metadata(self, request: Request) -> Response:
+        """Say what a model takes and returns."""
+        self._access.check(Scope.RUN, request.bearer_token)
+        record = self._service.get(request.name).record
+        return json_response(
+            {
+                "name": request.name,
+                "versions": [MODEL_VERSION],
+                "platform": _PLATFORM,
+                "inputs": describe_specs(record.inputs),
+                "outputs": describe_specs(record.outputs),
+                "parameters": {"sha256": record.sha256, "size": record.size},
+            }
+        )
+
+    async def ready(self, request: Request) -> Response:
+        """Say that a model can be run."""
+        self._access.check(Scope.RUN, request.bearer_token)
+        self._service.get(request.name)
+        return json_response({"name": request.name, "ready": True})
+
+    async def infer(self, request: Request) -> Response:
+        """Run a model."""
+        self._access.check(Scope.RUN, request.bearer_token)
+        self._service.get(request.name)  # before the body is read for nothing
+        header_length = _header_length(request)
+        handle = RunHandle()
+        with self._bodies.share() as share:
+            body = await request.body(limit=self._limits.max_body_bytes, share=share)
+            with GoneWatch(request, handle.terminate):
+                answer: Answer = await self._service.infer(
+                    request.name,
+                    partial(parse_request, body, header_length),
+                    lambda call, record, outputs: build_answer(call, request.name, record, outputs),
+                    handle=handle,
+                )
+        if answer.header_length is None:
+            return Response(200, answer.parts)
+        length = b"%d" % answer.header_length
+        return Response(200, answer.parts, _BINARY, headers=((_HEADER_LENGTH, length),))
+
+
+class Models:
+    """Handlers for the models that are served; see `attested_app` for the arguments."""
+
+    def __init__(self, service: Service, access: Access, limits: Limits) -> None:
+        self._service = service
+        self._access = access
+        self._limits = limits
+
+    async def all(self, request: Request) -> Response:
+        """List the models, one entry for each name."""
+        self._access.check(Scope.RUN, request.bearer_token)
+        records = self._service.records()
+        entries = [_describe(record, name) for record in records for name in record.names]
+        return json_response({"models": sorted(entries, key=lambda entry: str(entry["name"]))})
+
+    async def put(self, request: Request) -> Response:
+        """Receive a model."""
+        self._access.check(Scope.MANAGE, request.bearer_token)
+        size = request.content_length
+        if size is not None and size > self._limits.max_model_bytes:
+            msg = f"expected a model of at most {self._limits.max_model_bytes} bytes, came {size}"
+            raise LimitExceeded(msg)
+        replace = request.query().get("replace", "false")
+        if replace not in {"true", "false"}:
+            msg = "replace: expected true or false"
+            raise InvalidInput(msg)
+        sha256 = request.headers.get(b"x-blindai-sha256")
+        record, is_new = await self._service.upload(
+            request.name,
+            request.chunks(),
+            size=size,
+            sha256=None if sha256 is None else sha256.decode("latin-1"),
+            replace=replace == "true",
+        )
+        return json_response(_describe(record, request.name), status=201 if is_new else 200)
+
+    async def delete(self, request: Request) -> Response:
+        """Take a model's name away."""
+        self._access.check(Scope.MANAGE, request.bearer_token)
+        await self._service.delete(request.name)
+        return Response(204)
+
+
+def _describe(record: ModelRecord, name: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "sha256": record.sha256,
+        "size": record.size,
+        "inputs": describe_specs(record.inputs),
+        "outputs": describe_specs(record.outputs),
+        "engine": record.engine,
+        "loaded_at": record.loaded_at,
+    }
+
+
+def _header_length(request: Request) -> int | None:
+    text = request.headers.get(_HEADER_LENGTH)
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > _MAX_DIGITS:
+        msg = "Inference-Header-Content-Length: expected a number of bytes"
+        raise InvalidInput(msg)
+    return int(text)

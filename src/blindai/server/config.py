@@ -1,0 +1,150 @@
+"""What a server was told: fixed before it starts, never read from the environment here.
+
+`ServerConfig.digest()` goes into the keyset, so evidence also says how the server was
+configured where that matters to a client.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import cbor2
+
+from blindai.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from blindai.attestation.model import Platform
+
+CONFIGURATION_VERSION: Final = 1
+MAX_PORT: Final = 65_535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one server accepts. Sizes in bytes, times in seconds; all greater than zero.
+
+    Attributes:
+        max_model_bytes: One uploaded model. 2 GiB, because protobuf, and so a single ONNX
+            file, cannot be larger.
+        max_store_bytes: All models together.
+        max_models: Names of models.
+        max_uploads: Uploads under way.
+        max_body_bytes: One request's body, uploads excepted.
+        max_bodies_bytes: The bodies of all requests that are being received or run.
+        max_header_bytes: Request line and headers of one request.
+        max_connections: On each port.
+        max_queue: Requests that wait for a thread to run on; more are refused.
+        max_run_time: One run, where the request names no shorter time.
+        header_timeout: To send a request's headers; also for the TLS handshake.
+        body_timeout: The span over which `min_body_rate` is measured, in both directions.
+        min_body_rate: Bytes per second; slower peers are cut off.
+        idle_timeout: Between two requests of one connection.
+        evidence_rate: Fresh evidence per second, on each port.
+        evidence_burst: Fresh evidence that may come at once.
+        shutdown_grace: For running requests to end after a signal.
+    """
+
+    max_model_bytes: int = 2 << 30
+    max_store_bytes: int = 8 << 30
+    max_models: int = 64
+    max_uploads: int = 4
+    max_body_bytes: int = 256 << 20
+    max_bodies_bytes: int = 1 << 30
+    max_header_bytes: int = 32 << 10
+    max_connections: int = 1024
+    max_queue: int = 256
+    max_run_time: float = 300.0
+    header_timeout: float = 10.0
+    body_timeout: float = 20.0
+    min_body_rate: int = 1024
+    idle_timeout: float = 75.0
+    evidence_rate: float = 10.0
+    evidence_burst: int = 50
+    shutdown_grace: float = 30.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not value > 0:
+                msg = f"{item.name}: expected more than 0, came {value}"
+                raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How a server is to run.
+
+    Attributes:
+        platform: The trusted hardware to attest with; it has to be named.
+        host: Address to listen on, of both ports.
+        port: The attested port; 0 picks a free one.
+        public_port: The unattested port; 0 picks a free one.
+        names: Host names and addresses for the certificate, beside `host`; clients pin its
+            key and need none.
+        models: A folder whose `*.onnx` are served from the start.
+        store: Where the models' files are kept while the server runs. Memory, or storage
+            that the TEE encrypts. `None`: a folder in memory, removed at the end.
+        key_lifetime: Keys are renewed after half of it.
+        threads: Threads that one run uses; 0: one for each core.
+        runs: Runs at the same time; 0: one for each core.
+        limits: What the server accepts.
+    """
+
+    platform: Platform
+    host: str = "127.0.0.1"
+    port: int = 50051
+    public_port: int = 50052
+    names: tuple[str, ...] = ("localhost",)
+    models: Path | None = None
+    store: Path | None = None
+    key_lifetime: timedelta = timedelta(days=7)
+    threads: int = 0
+    runs: int = 0
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name in ("port", "public_port"):
+            if not 0 <= getattr(self, name) <= MAX_PORT:
+                msg = f"{name}: expected 0 to {MAX_PORT}, came {getattr(self, name)}"
+                raise ConfigurationError(msg)
+        if self.port and self.port == self.public_port:
+            msg = f"expected two different ports, came {self.port} twice"
+            raise ConfigurationError(msg)
+        if self.threads < 0 or self.runs < 0:
+            msg = f"expected threads and runs from 0 up, came {self.threads} and {self.runs}"
+            raise ConfigurationError(msg)
+        if self.key_lifetime < timedelta(seconds=2):
+            msg = f"key_lifetime: expected 2 seconds or more, came {self.key_lifetime}"
+            raise ConfigurationError(msg)
+
+    @property
+    def concurrency(self) -> int:
+        """Runs at the same time."""
+        return self.runs or len(os.sched_getaffinity(0))
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """What the certificate's subjectAltName holds."""
+        own = () if self.host in {"0.0.0.0", "::", ""} else (self.host,)  # noqa: S104 - compared
+        return tuple(dict.fromkeys((*own, *self.names)))
+
+    def digest(self) -> bytes:
+        """Return SHA-256 of what a client may want to know of this configuration.
+
+        Addresses, sizes and times protect the server, not the client's data: left out.
+        """
+        statement = {
+            "version": CONFIGURATION_VERSION,
+            "platform": str(self.platform),
+            "key_lifetime": int(self.key_lifetime.total_seconds()),
+            "run": "open",
+            "manage": "token",
+            "engine": "onnx",
+        }
+        return hashlib.sha256(cbor2.dumps(statement, canonical=True)).digest()

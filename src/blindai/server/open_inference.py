@@ -1,0 +1,252 @@
+"""The Open Inference Protocol's JSON and binary form ⇄ tensors. Knows no HTTP beyond bodies.
+
+Always true: whatever the bytes, `parse_request` returns a call or raises `InvalidInput`; the
+elements of tensors are never copied, neither from the body nor to the response; numbers are
+read as JSON has them, so there is no NaN, and no error carries an element.
+
+Specification: Open Inference Protocol (KServe v2), "Inference Request JSON Object", and its
+"Binary Tensor Data Extension" with `Inference-Header-Content-Length`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from blindai.errors import InvalidInput
+from blindai.inference.tensors import (
+    DataType,
+    Tensor,
+    TensorSpec,
+    from_buffer,
+    from_json_data,
+    to_bytes,
+    to_json_data,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from blindai.inference.store import ModelRecord
+
+EXTENSIONS: Final = ("binary_tensor_data", "parameters")
+MODEL_VERSION: Final = "1"
+_MAX_ID: Final = 1024
+_MICROSECONDS: Final = 1_000_000
+
+
+class _InputTensor(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: Any = msgspec.UNSET
+
+
+class _OutputWish(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _RequestBody(msgspec.Struct):
+    inputs: list[_InputTensor]
+    outputs: list[_OutputWish] = []
+    parameters: dict[str, Any] = {}
+    id: str | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_RequestBody)
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceCall:
+    """A request to run a model.
+
+    Attributes:
+        inputs: On the memory of the body they came in, where that is possible.
+        outputs: Names of the outputs that are wanted; empty: all.
+        timeout: Seconds after which the caller no longer cares; `None`: not said.
+        id: The caller's name for the request, to be returned.
+        binary_default: Whether outputs are to be binary where nothing else is said.
+        binary: Output → whether it is to be binary.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+    timeout: float | None
+    id: str | None
+    binary_default: bool
+    binary: dict[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response body.
+
+    Attributes:
+        parts: Its bytes, in order.
+        header_length: Bytes of JSON at its beginning; `None`: it is all JSON.
+    """
+
+    parts: list[bytes | memoryview]
+    header_length: int | None
+
+
+def parse_request(body: bytes | memoryview, header_length: int | None) -> InferenceCall:
+    """Read a request.
+
+    Args:
+        body: JSON, then the binary tensors. Must not change while the call lives.
+        header_length: Bytes of JSON at its beginning; `None`: it is all JSON.
+
+    Raises:
+        InvalidInput: Anything that the protocol does not allow.
+    """
+    view = memoryview(body)
+    if header_length is not None and not 0 < header_length <= len(view):
+        msg = f"expected a JSON header of 1 to {len(view)} bytes, came a length of {header_length}"
+        raise InvalidInput(msg)
+    document = _decode(view if header_length is None else view[:header_length])
+    binary = view[len(view) if header_length is None else header_length :]
+    return InferenceCall(
+        inputs=_inputs(document.inputs, binary),
+        outputs=tuple(output.name for output in document.outputs),
+        timeout=_timeout(document.parameters),
+        id=_id(document.id),
+        binary_default=_flag(document.parameters, "binary_data_output", default=False) is True,
+        binary={
+            output.name: flag
+            for output in document.outputs
+            if (flag := _flag(output.parameters, "binary_data", default=None)) is not None
+        },
+    )
+
+
+def build_answer(
+    call: InferenceCall, name: str, record: ModelRecord, outputs: Sequence[Tensor]
+) -> Answer:
+    """Write a response.
+
+    Args:
+        call: What was asked for.
+        name: What the caller called the model.
+        record: The model that ran.
+        outputs: What it returned.
+
+    Raises:
+        InvalidInput: An output that JSON cannot carry, asked for as JSON.
+    """
+    described: list[dict[str, object]] = []
+    parts: list[bytes | memoryview] = []
+    for tensor in outputs:
+        entry: dict[str, object] = {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": tensor.shape,
+        }
+        if call.binary.get(tensor.name, call.binary_default):
+            data = to_bytes(tensor)
+            entry["parameters"] = {"binary_data_size": len(data)}
+            parts.append(data)
+        else:
+            entry["data"] = to_json_data(tensor)
+        described.append(entry)
+    document = {
+        "model_name": name,
+        "model_version": MODEL_VERSION,
+        **({} if call.id is None else {"id": call.id}),
+        "parameters": {"sha256": record.sha256},
+        "outputs": described,
+    }
+    header = _ENCODER.encode(document)
+    any_binary = any("data" not in entry for entry in described)
+    return Answer([header, *parts], len(header) if any_binary else None)
+
+
+def describe_specs(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
+    """Return a model's inputs or outputs as the protocol's metadata has them."""
+    return [
+        {"name": spec.name, "datatype": spec.datatype, "shape": spec.oip_shape} for spec in specs
+    ]
+
+
+def _decode(data: memoryview) -> _RequestBody:
+    try:
+        return _DECODER.decode(data)
+    except RecursionError:
+        msg = "the request's JSON is nested too deeply"
+        raise InvalidInput(msg) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        # msgspec says what and where, never the value; a codec quotes bytes of the request.
+        what = str(error) if isinstance(error, msgspec.MsgspecError) else "not UTF-8"
+        msg = f"expected an inference request as JSON: {what}"
+        raise InvalidInput(msg) from None
+
+
+def _inputs(entries: list[_InputTensor], binary: memoryview) -> tuple[Tensor, ...]:
+    tensors = []
+    position = 0
+    for entry in entries:
+        name = entry.name
+        datatype = _datatype(entry)
+        size = entry.parameters.get("binary_data_size")
+        if size is None:
+            if entry.data is msgspec.UNSET:
+                msg = f"{name[:100]}: expected data, or parameters.binary_data_size; came neither"
+                raise InvalidInput(msg)
+            tensors.append(from_json_data(name, datatype, entry.shape, entry.data))
+            continue
+        if entry.data is not msgspec.UNSET:
+            msg = f"{name[:100]}: expected data or parameters.binary_data_size, came both"
+            raise InvalidInput(msg)
+        left = len(binary) - position
+        if type(size) is not int or not 0 <= size <= left:
+            msg = f"{name[:100]}: expected binary_data_size of 0 to {left}, the bytes that came"
+            raise InvalidInput(msg)
+        data = binary[position : position + size]
+        tensors.append(from_buffer(name, datatype, entry.shape, data))
+        position += size
+    if position != len(binary):
+        msg = f"expected {position} bytes of binary data, came {len(binary)}"
+        raise InvalidInput(msg)
+    return tuple(tensors)
+
+
+def _datatype(entry: _InputTensor) -> DataType:
+    # The protocol's own spelling only: others are for people, not for peers.
+    try:
+        return DataType(entry.datatype)
+    except ValueError:
+        expected = ", ".join(DataType)
+        msg = f"{entry.name[:100]}: expected a datatype of {expected}, came another"
+        raise InvalidInput(msg) from None
+
+
+def _timeout(parameters: dict[str, Any]) -> float | None:
+    timeout = parameters.get("timeout")
+    if timeout is None:
+        return None
+    if type(timeout) is not int or timeout < 0:
+        msg = "parameters.timeout: expected microseconds, as a whole number from 0 up"
+        raise InvalidInput(msg)
+    # As elsewhere in the protocol's implementations, 0 is no timeout. The cut keeps numbers
+    # that no float can hold away from the division.
+    return min(timeout, 10**15) / _MICROSECONDS if timeout else None
+
+
+def _flag(parameters: dict[str, Any], name: str, *, default: bool | None) -> bool | None:
+    flag = parameters.get(name, default)
+    if flag is not default and type(flag) is not bool:
+        msg = f"parameters.{name}: expected true or false"
+        raise InvalidInput(msg)
+    return flag
+
+
+def _id(text: str | None) -> str | None:
+    if text is not None and len(text) > _MAX_ID:
+        msg = f"id: expected at most {_MAX_ID} characters, came {len(text)}"
+        raise InvalidInput(msg)
+    return text

@@ -1,0 +1,190 @@
+"""A request as ASGI delivers it: headers in one dictionary, a body that is read within limits.
+
+Always true: no more of a body is held than was actually received, however much is announced;
+`unread` says whether something of the body may still come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from blindai.errors import ConnectionFailed, InvalidInput, LimitExceeded, Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from blindai.server.limits import Share
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+# After an early answer, what the client is still sending is read for so long and so far:
+# closing at once would reset the connection and could take the answer away with it.
+_LINGER_SECONDS: Final = 2.0
+_LINGER_BYTES: Final = 8 << 20
+
+
+class Request:
+    """One request.
+
+    Args:
+        scope: Of ASGI.
+        receive: Of ASGI.
+
+    Attributes:
+        method: "GET" and so on.
+        raw_path: As it was sent, percent-encoded.
+        http_version: "1.1" or "1.0".
+        headers: Names in lower case; where one came twice, the last.
+        name: What stands in the path for {name}, decoded.
+        unread: Whether something of the body may still come.
+    """
+
+    __slots__ = (
+        "_query",
+        "_receive",
+        "headers",
+        "http_version",
+        "method",
+        "name",
+        "raw_path",
+        "unread",
+    )
+
+    def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
+        self._receive = receive
+        self._query: bytes = scope["query_string"]
+        self.method: str = scope["method"]
+        self.raw_path: bytes = scope["raw_path"]
+        self.http_version: str = scope["http_version"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.name = ""
+        self.unread = self.content_length != 0
+
+    @property
+    def content_length(self) -> int | None:
+        """Bytes of the body as announced; `None`: chunked. The parser has checked the digits."""
+        if b"transfer-encoding" in self.headers:
+            return None
+        return int(self.headers.get(b"content-length", b"0"))
+
+    @property
+    def bearer_token(self) -> bytes | None:
+        """The token in the Authorization header."""
+        scheme, _, token = self.headers.get(b"authorization", b"").partition(b" ")
+        return token.strip() if scheme.lower() == b"bearer" and token.strip() else None
+
+    def query(self) -> dict[str, str]:
+        """Return the parameters behind the path's question mark.
+
+        Raises:
+            InvalidInput: Malformed, or one of them twice.
+        """
+        try:
+            pairs = parse_qsl(
+                self._query.decode("ascii"),
+                keep_blank_values=True,
+                strict_parsing=bool(self._query),
+                errors="strict",
+                max_num_fields=16,
+            )
+        except ValueError:
+            pairs = []
+        parameters = dict(pairs)
+        if len(parameters) != len(pairs) or (self._query and not pairs):
+            msg = "expected a query of name=value, each name once"
+            raise InvalidInput(msg)
+        return parameters
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it comes.
+
+        Raises:
+            ConnectionFailed: The client went away before its end.
+        """
+        while self.unread:
+            if chunk := await self._next():
+                yield chunk
+
+    async def body(self, *, limit: int, share: Share) -> bytes | memoryview:
+        """Return the body.
+
+        Args:
+            limit: In bytes.
+            share: Counts what is held.
+
+        Raises:
+            ConnectionFailed: The client went away before its end.
+            LimitExceeded: Larger than `limit`; at once where the client announced it.
+            Overloaded: No room for it now.
+        """
+        length = self.content_length
+        if length is not None and length > limit:
+            raise _too_large(limit)
+        first = await self._next() if self.unread else b""
+        share.grow(len(first))
+        if len(first) > limit:
+            raise _too_large(limit)
+        if not self.unread:
+            return first
+        if length is None:
+            return await self._grow(bytearray(first), limit, share)
+        return await self._fill(first, length, share)
+
+    async def gone(self) -> bool:
+        """Wait until something happens to a request that was read; return whether it ended."""
+        return bool((await self._receive())["type"] == "http.disconnect")
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            msg = "the client went away"
+            raise ConnectionFailed(msg)
+        self.unread = message["more_body"]
+        chunk: bytes = message["body"]
+        return chunk
+
+    async def _fill(self, first: bytes, length: int, share: Share) -> memoryview:
+        """Read a body of known length into memory that it alone touches, page by page."""
+        try:
+            buffer = np.empty(length, np.uint8).data
+        except MemoryError:
+            msg = f"no memory for a body of {length} bytes"
+            raise Overloaded(msg) from None
+        buffer[: len(first)] = first
+        position = len(first)
+        while self.unread:
+            chunk = await self._next()
+            share.grow(len(chunk))
+            buffer[position : position + len(chunk)] = chunk
+            position += len(chunk)
+        return buffer
+
+    async def _grow(self, buffer: bytearray, limit: int, share: Share) -> memoryview:
+        while self.unread:
+            chunk = await self._next()
+            share.grow(len(chunk))
+            buffer += chunk
+            if len(buffer) > limit:
+                raise _too_large(limit)
+        return memoryview(buffer)
+
+
+async def linger(request: Request) -> None:
+    """Read and drop what a client still sends after its answer, within bounds."""
+    dropped = 0
+    with contextlib.suppress(TimeoutError, ConnectionFailed):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            async for chunk in request.chunks():
+                dropped += len(chunk)
+                if dropped > _LINGER_BYTES:
+                    return
+
+
+def _too_large(limit: int) -> LimitExceeded:
+    return LimitExceeded(f"expected a body of at most {limit} bytes, came more")

@@ -1,0 +1,292 @@
+"""Put a server together, run it, and end it in order.
+
+Always true: both ports are taken before anything slow begins; nothing is served but evidence
+and health until the models are loaded; after a signal nothing new is accepted, and what runs
+may end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import uvloop
+
+from blindai.attestation.model import Platform
+from blindai.errors import ConfigurationError
+from blindai.inference.engine import LoadOptions
+from blindai.inference.engines import load_engine
+from blindai.inference.store import ModelStore
+from blindai.server.attested import attested_app
+from blindai.server.events import log_event
+from blindai.server.identity import EvidenceDesk, Identity
+from blindai.server.limits import ByteBudget
+from blindai.server.listener import Listener, bind
+from blindai.server.public import public_app
+from blindai.server.service import Service, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from blindai.attesters import Attester
+    from blindai.errors import BlindAIError
+    from blindai.server.auth import Access
+    from blindai.server.config import ServerConfig
+
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
+# Containers often have 64 MiB there, which is no room for models.
+_ENOUGH_MEMORY: Final = 1 << 30
+_STOP_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A server that serves.
+
+    Attributes:
+        address: Host and port, attested.
+        public_address: Host and port, unattested.
+        store: Its models.
+        failed: Files of the models' folder that could not be loaded, each with its error.
+    """
+
+    address: tuple[str, int]
+    public_address: tuple[str, int]
+    store: ModelStore
+    failed: Sequence[tuple[Path, BlindAIError]]
+
+
+def run(
+    config: ServerConfig,
+    attester: Attester,
+    *,
+    access: Access,
+    on_ready: Callable[[Ready], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT; for a process that does nothing else.
+
+    Args:
+        config: How.
+        attester: Makes evidence.
+        access: Who may do what.
+        on_ready: Called once, when everything is served.
+
+    Raises:
+        ConfigurationError: A port, a folder or the attester cannot be used.
+    """
+    # A core dump would put keys and data on the operator's disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(config, attester, access=access, on_ready=on_ready))
+
+
+async def serve(
+    config: ServerConfig,
+    attester: Attester,
+    *,
+    access: Access,
+    on_ready: Callable[[Ready], None],
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until `stop` is set; in the main thread also until SIGTERM or SIGINT.
+
+    Args:
+        config: How.
+        attester: Makes evidence; of the platform that the configuration names.
+        access: Who may do what.
+        on_ready: Called once, when everything is served.
+        stop: Ends the server.
+
+    Raises:
+        ConfigurationError: A port, a folder or the attester cannot be used.
+    """
+    if attester.platform is not config.platform:
+        msg = f"expected an attester for {config.platform}, came one for {attester.platform}"
+        raise ConfigurationError(msg)
+    stop = stop or asyncio.Event()
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(bind(config.host, config.port, "port")),
+            stack.enter_context(bind(config.host, config.public_port, "public_port")),
+        ]
+        folder = stack.enter_context(_store_folder(config))
+        service = Service(_open_store(config, folder), config)
+        stack.callback(service.close)
+        stack.enter_context(_signals(stop))
+        attesting = stack.enter_context(ThreadPoolExecutor(1, "blindai-attest"))
+        attested, public = (Listener(each, config.limits) for each in sockets)
+        server = _Server(config, attester, access, service, attesting, attested, public)
+        await server.run(on_ready, stop)
+
+
+class _Server:
+    """The parts of a running server."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        attester: Attester,
+        access: Access,
+        service: Service,
+        attesting: ThreadPoolExecutor,
+        attested: Listener,
+        public: Listener,
+    ) -> None:
+        self._config = config
+        self._attester = attester
+        self._access = access
+        self._service = service
+        self._attesting = attesting
+        self._attested = attested
+        self._public = public
+        self._bodies = ByteBudget(config.limits.max_bodies_bytes)
+
+    async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
+        """Serve from the first key to the last answer."""
+        renewing: asyncio.Task[None] | None = None
+        try:
+            await self._take_identity()
+            failed = await self._load_models()
+            self._service.state = State.READY
+            renewing = asyncio.create_task(self._renew())
+            log_event(
+                "ready",
+                platform=self._config.platform,
+                simulated=self._config.platform is Platform.SIMULATION,
+                address="{}:{}".format(*self._attested.address),
+                public_address="{}:{}".format(*self._public.address),
+                models=len(self._service.records()),
+            )
+            on_ready(
+                Ready(
+                    self._attested.address,
+                    self._public.address,
+                    self._service.store,
+                    failed,
+                )
+            )
+            await _first(asyncio.create_task(stop.wait()), renewing)
+        finally:
+            if renewing is not None:
+                renewing.cancel()
+            await self._shut_down()
+
+    async def _take_identity(self) -> None:
+        """Make keys, and serve with them from now on."""
+        identity = Identity.create(self._attester, self._config, now=datetime.now(UTC))
+        limits = self._config.limits
+        desk = EvidenceDesk(identity, self._attesting, limits)
+        # Fails here and now where the hardware does not answer, and not at the first client.
+        await desk.cached()
+        app = attested_app(self._service, desk, self._access, limits, self._bodies)
+        await self._attested.serve(app, identity.context)
+        # Of its own, so that nobody there can use up what clients need.
+        public_desk = EvidenceDesk(identity, self._attesting, limits)
+        await self._public.serve(public_app(self._service, public_desk), None)
+        not_after = identity.keys.public.not_after
+        log_event("new_keys", not_after=not_after.isoformat())
+
+    async def _renew(self) -> None:
+        """Make new keys after half of the old ones' life; end what holds expired ones."""
+        old = self._attested.connections()
+        while True:
+            await asyncio.sleep(self._config.key_lifetime.total_seconds() / 2)
+            for connection in old:
+                connection.shutdown()
+            old = self._attested.connections()
+            await self._take_identity()
+
+    async def _load_models(self) -> list[tuple[Path, BlindAIError]]:
+        if self._config.models is None:
+            return []
+        failed = await asyncio.to_thread(self._service.store.load_folder, self._config.models)
+        for path, error in failed:
+            log_event("model_refused", level="error", file=path.name, error=type(error).__name__)
+        return failed
+
+    async def _shut_down(self) -> None:
+        self._service.state = State.STOPPING
+        log_event("stopping", running=self._service.running)
+        listeners = (self._attested, self._public)
+        for listener in listeners:
+            listener.stop_accepting()
+        if not await self._attested.finish(self._config.limits.shutdown_grace):
+            self._service.stop_runs()
+            await self._attested.finish(_STOP_SECONDS)
+        for listener in listeners:
+            await listener.close()
+        log_event("stopped")
+
+
+async def _first(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:
+    """Wait for the first to end, cancel the others, and raise what it raised."""
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    for task in done:
+        task.result()
+
+
+def _open_store(config: ServerConfig, folder: Path) -> ModelStore:
+    limits = config.limits
+    return ModelStore(
+        folder,
+        engine=load_engine("onnx"),
+        options=LoadOptions(threads=config.threads),
+        max_model_size=limits.max_model_bytes,
+        max_models=limits.max_models,
+        max_total_bytes=limits.max_store_bytes,
+        max_uploads=limits.max_uploads,
+    )
+
+
+@contextlib.contextmanager
+def _store_folder(config: ServerConfig) -> Iterator[Path]:
+    """Yield the folder for the models' files; remove it if it is ours."""
+    if config.store is not None:
+        yield config.store
+        return
+    parent = None
+    if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
+        status = os.statvfs(_MEMORY)
+        parent = _MEMORY if status.f_bavail * status.f_frsize >= _ENOUGH_MEMORY else None
+    if parent is None and config.platform is not Platform.SIMULATION:
+        msg = (
+            f"no folder in memory for the models' files: {_MEMORY} is missing or smaller than "
+            f"{_ENOUGH_MEMORY >> 30} GiB; set store to memory, or to storage that the TEE encrypts"
+        )
+        raise ConfigurationError(msg)
+    folder = Path(tempfile.mkdtemp(prefix="blindai-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """Let SIGTERM and SIGINT set `stop`, where this is the thread that gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

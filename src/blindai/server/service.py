@@ -1,0 +1,275 @@
+"""What every protocol calls: run, upload, list, delete. Knows no HTTP and no bytes of it.
+
+Always true: the event loop that calls never waits for a model, a disk or a lock; a run takes
+one hop to a thread, on which its protocol also decodes and encodes; uploads and loads have
+threads of their own, so that they never take one from a run; every queue is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from blindai.errors import ConnectionFailed, InferenceError, Overloaded
+from blindai.server.events import log_event
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from blindai.inference.engine import RunHandle
+    from blindai.inference.store import LoadedModel, ModelRecord, ModelStore
+    from blindai.inference.tensors import Tensor
+    from blindai.server.config import ServerConfig
+
+# Of chunks between the network and the disk: at most 320 KiB each, as uvicorn reads them.
+_PIPE_SLOTS: Final = 16
+
+
+class Call(Protocol):
+    """What a protocol makes of a request's bytes."""
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        """Of the model."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the outputs that are wanted; empty: all."""
+        ...
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds after which the caller no longer cares."""
+        ...
+
+
+CallT = TypeVar("CallT", bound=Call)
+AnswerT = TypeVar("AnswerT")
+
+
+class State(Enum):
+    """Where in its life a server is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+
+
+class Service:
+    """Models, and threads to run them on. Its coroutines are for one event loop.
+
+    Args:
+        store: Holds the models.
+        config: How many runs, how many waiting.
+
+    Attributes:
+        state: Set by whoever runs the server.
+    """
+
+    def __init__(self, store: ModelStore, config: ServerConfig) -> None:
+        self.store = store
+        self.state = State.STARTING
+        self._limits = config.limits
+        self._runs = ThreadPoolExecutor(config.concurrency, "blindai-run")
+        self._loads = ThreadPoolExecutor(config.limits.max_uploads, "blindai-load")
+        self._capacity = config.concurrency + config.limits.max_queue
+        self._running: set[RunHandle] = set()
+        self._uploading = 0
+
+    @property
+    def running(self) -> int:
+        """Runs that are under way or wait for a thread."""
+        return len(self._running)
+
+    def get(self, key: str) -> LoadedModel:
+        """Return a model by its name or SHA-256.
+
+        Raises:
+            ModelNotFound: No such model.
+        """
+        return self.store.get(key)
+
+    def records(self) -> list[ModelRecord]:
+        """Return what is known of all models."""
+        return self.store.records()
+
+    async def infer(
+        self,
+        key: str,
+        decode: Callable[[], CallT],
+        encode: Callable[[CallT, ModelRecord, list[Tensor]], AnswerT],
+        *,
+        handle: RunHandle,
+    ) -> AnswerT:
+        """Run a model once.
+
+        Args:
+            key: The model's name or SHA-256.
+            decode: Makes the call of a request; runs on the run's thread.
+            encode: Makes the answer of a call and its outputs; runs there too.
+            handle: Stops the run from outside. Of this run alone.
+
+        Raises:
+            ModelNotFound: No such model.
+            InvalidInput: Inputs that do not fit.
+            Overloaded: Too many runs wait, or there is no memory for this one.
+            DeadlineExceeded: The caller's time, or the server's own, is over.
+            InferenceError: The run was stopped, or failed.
+        """
+        model = self.get(key)
+        if len(self._running) >= self._capacity:
+            msg = f"{len(self._running)} requests run or wait, which is the limit"
+            raise Overloaded(msg)
+        work = partial(self._run, model, decode, encode, handle, time.monotonic())
+        self._running.add(handle)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._runs, work)
+        except InferenceError as error:
+            if handle.terminated and self.state is State.STOPPING:
+                msg = "the server is stopping"
+                raise Overloaded(msg) from error
+            raise
+        finally:
+            # After a cancellation the thread may still be at it.
+            handle.terminate()
+            self._running.discard(handle)
+
+    def _run(
+        self,
+        model: LoadedModel,
+        decode: Callable[[], CallT],
+        encode: Callable[[CallT, ModelRecord, list[Tensor]], AnswerT],
+        handle: RunHandle,
+        began: float,
+    ) -> AnswerT:
+        if handle.terminated:
+            raise handle.reason()
+        call = decode()
+        longest = self._limits.max_run_time
+        deadline = began + (longest if call.timeout is None else min(call.timeout, longest))
+        outputs = model.model.run(call.inputs, call.outputs, deadline=deadline, handle=handle)
+        return encode(call, model.record, outputs)
+
+    async def upload(
+        self,
+        name: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        size: int | None,
+        sha256: str | None,
+        replace: bool,
+    ) -> tuple[ModelRecord, bool]:
+        """Receive a model and load it.
+
+        Args:
+            name: That it shall have.
+            chunks: Its bytes. If it raises, nothing is kept.
+            size: In bytes, where it is known.
+            sha256: In hexadecimal, where it is known.
+            replace: Take the name from a model with other weights.
+
+        Returns:
+            The record, and whether the name is new to these bytes.
+
+        Raises:
+            InferenceError: One of its subclasses; see `blindai.inference.upload`.
+        """
+        if self._uploading >= self._limits.max_uploads:
+            msg = f"{self._uploading} uploads are under way, which is the limit"
+            raise Overloaded(msg, retry_after=10.0)
+        loop = asyncio.get_running_loop()
+        pipe = _Pipe(loop)
+        job = partial(self._receive, pipe, name, size=size, sha256=sha256, replace=replace)
+        self._uploading += 1
+        worker = loop.run_in_executor(self._loads, job)
+        worker.add_done_callback(self._upload_ended)
+        worker.add_done_callback(pipe.wake)
+        try:
+            async for chunk in chunks:
+                await pipe.put(chunk)
+                if worker.done():
+                    break
+        except BaseException:
+            pipe.abort()
+            # Whoever asked for it is told after its traces are gone, not before.
+            await asyncio.wait([worker])
+            raise
+        pipe.end()
+        return await asyncio.shield(worker)
+
+    def _upload_ended(self, worker: asyncio.Future[tuple[ModelRecord, bool]]) -> None:
+        self._uploading -= 1
+        # Looked at, or asyncio complains of an exception that nobody was left to be told.
+        if not worker.cancelled():
+            worker.exception()
+
+    def _receive(
+        self, pipe: _Pipe, name: str, *, size: int | None, sha256: str | None, replace: bool
+    ) -> tuple[ModelRecord, bool]:
+        with self.store.begin_upload(name, expected_size=size) as upload:
+            for chunk in pipe:
+                upload.write(chunk)
+            before = next((r.sha256 for r in self.records() if name in r.names), None)
+            record = upload.commit(expected_sha256=sha256, replace=replace)
+        log_event("model_loaded", sha256=record.sha256, size=record.size)
+        return record, before != record.sha256
+
+    async def delete(self, name: str) -> None:
+        """Take a name away, and with its last name the model.
+
+        Raises:
+            ModelNotFound: No model has this name.
+        """
+        await asyncio.to_thread(self.store.delete, name)
+        log_event("model_deleted", models=len(self.records()))
+
+    def stop_runs(self) -> None:
+        """Make all runs end soon, with an error."""
+        for handle in list(self._running):
+            handle.terminate()
+
+    def close(self) -> None:
+        """Stop all runs, wait for the threads, and let go of the models."""
+        self.stop_runs()
+        self._runs.shutdown(cancel_futures=True)
+        self._loads.shutdown(cancel_futures=True)
+        self.store.close()
+
+
+class _Pipe:
+    """Carries chunks from an event loop to one thread; holds a bounded number of them."""
+
+    __slots__ = ("_loop", "_queue", "_slots")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        # `None` ends it; an exception is raised where the thread reads.
+        self._queue: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
+        self._slots = asyncio.Semaphore(_PIPE_SLOTS)
+
+    async def put(self, chunk: bytes) -> None:
+        await self._slots.acquire()
+        self._queue.put(chunk)
+
+    def end(self) -> None:
+        self._queue.put(None)
+
+    def abort(self) -> None:
+        self._queue.put(ConnectionFailed("the upload ended early"))
+
+    def wake(self, _worker: object) -> None:
+        """Let a waiting `put` see that the thread reads no more."""
+        self._slots.release()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            self._loop.call_soon_threadsafe(self._slots.release)
