@@ -4,16 +4,18 @@ Always true here: no network, no clock, no environment. The steps are numbered i
 in which they are taken, and none can be left out:
 
 1. the platform's own steps: genuine hardware signed this evidence (`blindai.platforms`);
-2. keyset: the server's statement of its keys is well-formed and current;
-3. binding: the evidence speaks of that keyset and of the caller's nonce;
-4. channel: the certificate, and the TLS peer if there is one, hold the attested TLS key;
-5. devices: attached devices are genuine, and answer the same nonce;
-6. appraisal: the policy accepts what the hardware said.
+2. endorsements: what the vendors say holds now, or held within the caller's grace;
+3. keyset: the server's statement of its keys is well-formed and current;
+4. binding: the evidence speaks of that keyset and of the caller's nonce;
+5. channel: the certificate, and the TLS peer if there is one, hold the attested TLS key;
+6. devices: attached devices are genuine, and answer the same nonce;
+7. appraisal: the policy accepts what the hardware said.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from blindai.attestation import wire
@@ -24,23 +26,37 @@ from blindai.attestation.model import (
     DEVICE_PLATFORMS,
     AttestationResult,
     Claims,
+    Endorsed,
     Platform,
 )
 from blindai.attestation.steps import StepName, Steps
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
 from blindai.channel.keyset import Keyset
 from blindai.channel.tls import check_peer
-from blindai.errors import AttestationError, BindingError, ConfigurationError, EvidenceError
+from blindai.errors import (
+    AttestationError,
+    BindingError,
+    ConfigurationError,
+    EndorsementError,
+    EvidenceError,
+)
 from blindai.platforms import VERIFIERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from blindai.attestation.model import Evidence, EvidenceBundle
     from blindai.attestation.policy import Policy
+    from blindai.attestation.steps import Step
+    from blindai.platforms import Verifier
 
 COMMON_STEPS: Final = (
+    StepName(
+        "endorsements",
+        "What the vendors say holds now, or held within the grace that the caller gives",
+        "RFC 9334 §10",
+    ),
     StepName("keyset", "The statement of the server's keys is well-formed and not expired"),
     StepName(
         "binding",
@@ -61,6 +77,7 @@ def verify(
     now: datetime,
     peer_certificate: bytes | None = None,
     anchors: Anchors = VENDOR_ROOTS,
+    endorsed: Endorsed | None = None,
 ) -> AttestationResult:
     """Verify what a server shows, and return the result, or raise what is wrong with it.
 
@@ -73,11 +90,16 @@ def verify(
         peer_certificate: DER of the certificate that the TLS peer presented; `None` where
             there was no connection (stored evidence).
         anchors: The vendors' roots that count; tests bring their own.
+        endorsed: Where endorsements came from, and whether some are to be verified at a past
+            moment: then the claims carry "stale-endorsements", and the result holds no
+            longer than the grace. All else is verified at `now` in any case.
 
     Raises:
         AttestationError: One of its subclasses, with `.steps`: do not trust this server.
-        ConfigurationError: If the nonce does not have 32 bytes, or `now` has no time zone.
+        ConfigurationError: If the nonce does not have 32 bytes, or a moment has no time zone,
+            or the endorsements' is yet to come.
     """
+    endorsed = endorsed or Endorsed()
     if now.utcoffset() is None:
         msg = "now has to have a time zone: datetime.now(UTC)"
         raise ConfigurationError(msg)
@@ -90,35 +112,43 @@ def verify(
     if evidence.platform in DEVICE_PLATFORMS:
         msg = f"{evidence.platform} is an attached device: it cannot vouch for a server's keys"
         raise EvidenceError(msg)
+    moments = _moments(endorsed, len(bundle.devices), now)
     steps = Steps([*verifier.STEPS, *COMMON_STEPS])
+    if endorsed.failures:
+        # Said beforehand: it may be why the platform's steps fail.
+        steps.skip("endorsements", f"not reached; {'; '.join(endorsed.failures)}")
 
     # 1. Genuine hardware signed this evidence.
-    claims = verifier.verify(
-        evidence, anchors=anchors.get(evidence.platform, ()), now=now, steps=steps
-    )
-    # 2. The keyset is well-formed and current.
+    claims = _verify_at(moments[0], now, endorsed.grace, verifier, evidence, anchors, steps)
+    # 2. What the vendors say holds now, or held within the grace.
+    with steps.take("endorsements") as step:
+        _check_age(endorsed, moments, now, step)
+    # 3. The keyset is well-formed and current.
     with steps.take("keyset"):
         keyset = Keyset.parse(bundle.keyset)
         keyset.check_current(now)
-    # 3. The evidence speaks of that keyset and of the caller's nonce.
+    # 4. The evidence speaks of that keyset and of the caller's nonce.
     with steps.take("binding") as step:
         digests = [hashlib.sha256(wire.dump_evidence(d)).digest() for d in bundle.devices]
         expected = binding(nonce, bundle.keyset, digests)
         step.compare("report data", expected=expected, found=claims.report_data)
         check_report_data(claims.report_data, expected)
-    # 4. The TLS peer holds the attested key.
+    # 5. The TLS peer holds the attested key.
     with steps.take("channel") as step:
         check_peer(bundle.certificate, keyset.tls_public_key)
         if peer_certificate is None:
             step.note("stored evidence: no connection to compare with")
         else:
             check_peer(peer_certificate, keyset.tls_public_key)
-    # 5. Attached devices are genuine, and answer the same nonce.
+    # 6. Attached devices are genuine, and answer the same nonce.
     with steps.take("devices") as step:
         expected = device_nonce(nonce, bundle.keyset)
-        devices = [_verify_device(d, expected, anchors, now) for d in bundle.devices]
+        devices = [
+            _verify_device(device, expected, anchors, (moment, now), endorsed.grace)
+            for device, moment in zip(_with_extras(bundle, endorsed), moments[1:], strict=True)
+        ]
         step.note(f"{len(devices)} attached" if devices else "none attached")
-    # 6. The policy accepts what the hardware said.
+    # 7. The policy accepts what the hardware said.
     with steps.take("appraisal") as step:
         accepted = appraise(claims, policy, now=now, devices=devices)
         step.note(f"policy {policy.digest.hex()[:16]}…")
@@ -139,12 +169,80 @@ def verify(
         not_after=_earliest(keyset.not_after, claims, devices),
         nonce=nonce,
         steps=steps.taken,
+        endorsements=dict(endorsed.sources),
         _verified=_VERIFIED,
     )
 
 
+def _moments(endorsed: Endorsed, devices: int, now: datetime) -> list[datetime | None]:
+    """Return when to verify the machine and each device at; `None`: now."""
+    if max(len(endorsed.devices_at), len(endorsed.device_attachments)) > devices:
+        msg = f"endorsements of more devices than the {devices} that are there"
+        raise ConfigurationError(msg)
+    given = [endorsed.at, *endorsed.devices_at]
+    for moment in given:
+        if moment is not None and (moment.utcoffset() is None or moment > now):
+            msg = "endorsements are verified at a moment with a time zone, and not yet to come"
+            raise ConfigurationError(msg)
+    return given + [None] * (1 + devices - len(given))
+
+
+def _check_age(
+    endorsed: Endorsed, moments: Sequence[datetime | None], now: datetime, step: Step
+) -> None:
+    notes = [f"{name} {source}" for name, source in endorsed.sources.items()]
+    step.note("; ".join([", ".join(notes), *endorsed.failures] if notes else endorsed.failures))
+    for moment in moments:
+        if moment is None or moment == now:
+            continue
+        age = now - moment
+        step.compare("age", expected=f"less than {endorsed.grace}", found=str(age))
+        if age >= endorsed.grace:
+            msg = f"the endorsements were current {age} ago, accepted is less than {endorsed.grace}"
+            raise EndorsementError(msg)
+
+
+def _with_extras(bundle: EvidenceBundle, endorsed: Endorsed) -> list[Evidence]:
+    """Return the devices' evidence with what was attached after it was bound to the machine's."""
+    extras = [*endorsed.device_attachments]
+    extras += [{}] * (len(bundle.devices) - len(extras))
+    return [
+        replace(device, attachments={**device.attachments, **extra})
+        for device, extra in zip(bundle.devices, extras, strict=True)
+    ]
+
+
+def _verify_at(
+    moment: datetime | None,
+    now: datetime,
+    grace: timedelta,
+    verifier: Verifier,
+    evidence: Evidence,
+    anchors: Anchors,
+    steps: Steps,
+) -> Claims:
+    """Return the claims, verified at a past moment if there is one, and then marked so."""
+    claims = verifier.verify(
+        evidence,
+        anchors=anchors.get(evidence.platform, ()),
+        now=now if moment is None else moment,
+        steps=steps,
+    )
+    if moment is None or moment == now:
+        return claims
+    end = moment + grace
+    if claims.not_after is not None and claims.not_after > now:
+        end = min(end, claims.not_after)
+    weaknesses = claims.weaknesses | {"stale-endorsements"}
+    return replace(claims, weaknesses=weaknesses, not_after=end)
+
+
 def _verify_device(
-    evidence: Evidence, expected_nonce: bytes, anchors: Anchors, now: datetime
+    evidence: Evidence,
+    expected_nonce: bytes,
+    anchors: Anchors,
+    moments: tuple[datetime | None, datetime],
+    grace: timedelta,
 ) -> Claims:
     verifier = VERIFIERS.get(evidence.platform)
     # Simulation plays the device too, so that every step can be tested without hardware.
@@ -153,9 +251,7 @@ def _verify_device(
         raise EvidenceError(msg)
     steps = Steps(verifier.STEPS)
     try:
-        claims = verifier.verify(
-            evidence, anchors=anchors.get(evidence.platform, ()), now=now, steps=steps
-        )
+        claims = _verify_at(*moments, grace, verifier, evidence, anchors, steps)
     except AttestationError as error:
         failed = next((s.name for s in steps.taken if s.status == "failed"), "")
         msg = f"{evidence.platform}, {failed}: {error}"

@@ -432,8 +432,8 @@ def survives(parse, data):
 def test_a_warning_is_no_way_around():
     """Where warnings are errors, what `cryptography` only warns about is `EvidenceError` too."""
     with pytest.warns(UserWarning, match="length must be"):
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x" * 65, _validate=False)])
-        data = der(issue("leaf", CA, ca=False, issuer_name=name))
+        part = x509.NameAttribute(NameOID.COMMON_NAME, "x" * 65, _validate=False)
+    data = der(issue("leaf", CA, ca=False, issuer_name=x509.Name([part])))
     with pytest.raises(EvidenceError, match="UserWarning"):
         parse_certificate(data)
 

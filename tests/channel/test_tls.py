@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -177,14 +178,14 @@ def test_expired_certificate():
 
 def test_tls12_is_refused_by_the_server():
     """A client of TLS 1.2 gets no connection."""
-    with pytest.raises(ssl.SSLError, match="(?i)protocol"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol"):
         Ends(tls12_client(), server_context(KEY, CERTIFICATE)).connect()
 
 
 @pytest.mark.parametrize("context", [pinned_context(CERTIFICATE), unverified_context()])
 def test_tls12_is_refused_by_the_client(context, tmp_path):
     """A server of TLS 1.2 gets no data."""
-    with pytest.raises(ssl.SSLError, match="(?i)protocol"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol"):
         Ends(context, tls12_server(KEY, CERTIFICATE, tmp_path / "key.pem")).connect()
 
 
@@ -224,7 +225,7 @@ def open_files():
     found = {}
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            found[descriptor.name] = os.readlink(descriptor)
+            found[descriptor.name] = str(descriptor.readlink())
         except OSError:  # the one that lists the folder
             continue
     return found
@@ -250,12 +251,12 @@ def test_the_key_is_in_no_file(monkeypatch):
         return descriptor
 
     monkeypatch.setattr(os, "memfd_create", memory_file)
-    __import__("sys").addaudithook(audit)
+    sys.addaudithook(audit)
     server_context(KEY, CERTIFICATE)
     watching = False
     (copy,) = copies
     try:
-        assert os.readlink(f"/proc/self/fd/{copy}").startswith("/memfd:blindai")
+        assert str(Path(f"/proc/self/fd/{copy}").readlink()).startswith("/memfd:blindai")
         assert os.fstat(copy).st_size == 0
         assert not os.get_inheritable(copy)
     finally:
@@ -277,7 +278,7 @@ def test_the_key_is_wiped_when_loading_fails(monkeypatch):
         return descriptor
 
     monkeypatch.setattr(os, "memfd_create", memory_file)
-    with pytest.raises(ssl.SSLError, match="(?i)mismatch"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)mismatch"):
         server_context(ec.generate_private_key(ec.SECP256R1()), CERTIFICATE)
     try:
         assert os.fstat(copies[0]).st_size == 0

@@ -18,6 +18,7 @@ class Blocking:
 
     def __init__(self, *args, **kwargs):
         self._runner = asyncio.Runner()
+        self._closed = False
         try:
             self.client = self._run(self._create(*args, **kwargs))
         except BaseException:
@@ -38,9 +39,15 @@ class Blocking:
             return value
         return lambda *args, **kwargs: self._run(value(*args, **kwargs))
 
+    def __repr__(self):
+        return repr(self.client)
+
     def close(self):
-        self._run(self.client.close())
-        self._runner.close()
+        # asyncio.Runner can be closed twice, but not used in between.
+        if not self._closed:
+            self._closed = True
+            self._run(self.client.close())
+            self._runner.close()
 
 
 @pytest.fixture(params=["sync", "async"])

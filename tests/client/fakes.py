@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import socket
 import ssl
 import threading
 from datetime import UTC, datetime, timedelta
+
+import numpy as np
 
 from blindai.attestation import wire
 from blindai.attestation.binding import binding
@@ -81,10 +84,8 @@ class FakeServer:
     def drop(self):
         """Close every connection, as a restart does."""
         for sock in list(self._open):
-            try:
+            with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def rotate(self, identity=None):
         """Restart with new keys."""
@@ -97,20 +98,18 @@ class FakeServer:
         return [(m, t) for m, t, _, _ in self.requests if "/evidence" not in t]
 
     def serve_model(self, method, target, headers, body):
-        if target.startswith("/v2/models/") and method == "GET":
-            name = target.split("/")[3]
-            if name not in {"double", self.sha256}:
-                return error(404, "ModelNotFound", f"no model {name}")
-            return as_json(200, self.metadata())
-        if target.endswith("/infer"):
-            return self.infer(target, headers, body)
-        if target == "/blindai/v1/models":
-            return as_json(200, {"models": [self.record()]})
+        """Answer as a real server would."""
         if method == "PUT":
             return as_json(201, self.record(hashlib.sha256(body).hexdigest(), len(body)))
         if method == "DELETE":
             return 204, {}, b""
-        return error(404, "InferenceError", "no such path")
+        if target == "/blindai/v1/models":
+            return as_json(200, {"models": [self.record()]})
+        if target.split("/")[3] not in {"double", self.sha256}:
+            return error(404, "ModelNotFound", "no such model")
+        if method == "POST":
+            return self.infer(headers, body)
+        return as_json(200, self.metadata())
 
     def metadata(self):
         return {
@@ -133,11 +132,7 @@ class FakeServer:
             "loaded_at": "2026-11-22T12:00:00Z",
         }
 
-    def infer(self, target, headers, body):
-        import numpy as np
-
-        if target.split("/")[3] not in {"double", self.sha256}:
-            return error(404, "ModelNotFound", "no such model")
+    def infer(self, headers, body):
         length = int(headers["inference-header-content-length"])
         said = json.loads(body[:length])
         [tensor] = said["inputs"]
@@ -215,7 +210,11 @@ class FakeServer:
 
 def read_body(file, headers):
     if headers.get("transfer-encoding") != "chunked":
-        return file.read(int(headers.get("content-length", 0)))
+        length = int(headers.get("content-length", 0))
+        body = file.read(length)
+        if len(body) < length:
+            raise ConnectionResetError
+        return body
     body = b""
     while size := int(file.readline(), 16):
         body += file.read(size)
@@ -262,10 +261,8 @@ class ConnectProxy:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for sock in self._sockets:
-            try:
+            with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
         self._thread.join(timeout=5)
 
     def _accept(self):

@@ -180,6 +180,13 @@ def test_a_guests_own_report_is_refused() -> None:
         verify(evidence)
 
 
+def test_a_policy_for_azure_pins_paravisor_and_system() -> None:
+    """Neither PCRs nor the hardware's measurement alone are an identity of an Azure VM."""
+    for names in VOCABULARY[Platform.AZURE_VTPM].identity:
+        registers = {name for name in names if name.startswith("pcr")}
+        assert len(registers) == len(names - registers) == 1
+
+
 def test_debug_is_weak_or_refused() -> None:
     """Debug of the VM shows as it does on the hardware alone."""
     assert "debug" in verify(VM.attest(bytes(32), debug=True)).weaknesses

@@ -373,13 +373,6 @@ def test_weak_and_odd_keys_are_refused() -> None:
             parse_key(data)
 
 
-def test_a_policy_for_azure_pins_paravisor_and_system() -> None:
-    """Neither PCRs nor the hardware's measurement alone are an identity of an Azure VM."""
-    for names in VOCABULARY[Platform.AZURE_VTPM].identity:
-        registers = {name for name in names if name.startswith("pcr")}
-        assert len(registers) == len(names - registers) == 1
-
-
 def test_truncated_parts_are_refused() -> None:
     """Quote, signature, public area and PCR values that end early are malformed."""
     for size in range(len(GOOD.body)):

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from blindai.attestation.model import Claims
 
 # Differ from boot to boot or from chip to chip: pinning them would refuse the next restart.
-_VOLATILE: Final = frozenset({"report_id", "chip_id", "csp_id", "piid", "module_id", "pcr4", "ak"})
-_NITRO_PER_INSTANCE: Final = frozenset({"pcr3", "pcr4"})
+_VOLATILE: Final = frozenset({"report_id", "chip_id", "csp_id", "piid", "module_id", "ueid"})
+# Registers that change while the system runs (IMA, applications), or with the instance.
+_VOLATILE_PCRS: Final = {
+    Platform.NITRO: frozenset({"pcr3", "pcr4"}),
+    Platform.TPM: frozenset({"pcr10", *(f"pcr{index}" for index in range(16, 24))}),
+    Platform.AZURE_VTPM: frozenset({"pcr10", *(f"pcr{index}" for index in range(16, 24))}),
+}
 BANNER: Final = (
     "# Written from what a server showed. It accepts exactly that, and proves nothing by itself:\n"
     "# compare the measurements with those you computed from the code, then remove this line.\n"
@@ -52,20 +57,12 @@ def draft_policy(claims: Sequence[Claims]) -> Policy:
 
 def _draft_block(claims: Claims) -> Acceptance:
     words = VOCABULARY[claims.platform]
+    volatile = _VOLATILE | _VOLATILE_PCRS.get(claims.platform, frozenset())
     pinned = {
         name: (Pattern(value),)
         for name, value in claims.measurements.items()
-        if value and name in words.measurements - _VOLATILE
+        if any(value) and name in words.measurements - volatile
     }
-    if claims.platform is Platform.NITRO:
-        pinned = {name: p for name, p in pinned.items() if name not in _NITRO_PER_INSTANCE}
-    if not any(names <= set(pinned) for names in words.identity):
-        # Better a policy that pins too much than one that pins no code.
-        pinned |= {
-            name: (Pattern(value),)
-            for name, value in claims.measurements.items()
-            if value and any(name in names for names in words.identity)
-        }
     if claims.platform is Platform.SIMULATION:
         pinned = {}
     return Acceptance(

@@ -9,6 +9,7 @@ the step before it: `Claims` by a platform's verifier, `AttestationResult` by
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -98,6 +99,34 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
+class Endorsed:
+    """Where the endorsements of a bundle came from, and when they were current.
+
+    Said by the caller of `blindai.verify.verify`, who attached them
+    (`blindai.endorsements`). Without it all are verified at the present.
+
+    Attributes:
+        sources: Attachment → "stapled", "fetched", "cached", "cached-stale" and so on;
+            those of a device as "devices[0].ocsp".
+        at: A past moment at which the endorsements of the machine were current; `None`:
+            they are verified at the present. Shows as the weakness "stale-endorsements".
+        devices_at: The same of each device, in the order of the bundle; missing ones: `None`.
+        device_attachments: What was attached to each device's evidence, in the order of the
+            bundle. It stands beside the bundle, because the machine's evidence names that
+            of its devices as they sent it.
+        grace: How long ago such a moment may be, this excluded.
+        failures: Why newer ones could not be had, in words.
+    """
+
+    sources: Mapping[str, str] = field(default_factory=dict)
+    at: datetime | None = None
+    devices_at: tuple[datetime | None, ...] = ()
+    device_attachments: tuple[Mapping[str, bytes], ...] = ()
+    grace: timedelta = timedelta(0)
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Mismatch:
     """One rule of a policy that the claims do not meet.
 
@@ -139,6 +168,8 @@ class AttestationResult:
         nonce: The caller's nonce that the evidence answers; `None` for stored evidence,
             which says nothing about freshness.
         steps: Every step that led here.
+        endorsements: Attachment → where what the vendors say came from, such as "stapled",
+            "fetched" or "cached-stale"; empty where nobody said.
     """
 
     platform: Platform
@@ -155,6 +186,7 @@ class AttestationResult:
     not_after: datetime
     nonce: bytes | None
     steps: tuple[Step, ...]
+    endorsements: Mapping[str, str] = field(default_factory=dict)
     # Not stored, so `dataclasses.replace` has nothing to hand on.
     _verified: InitVar[object]
 
@@ -187,6 +219,9 @@ class AttestationResult:
             f"  keyset      {self.keyset_digest.hex()}",
         ]
         lines += [f"  {name:<11} {value.hex()}" for name, value in self.claims.measurements.items()]
+        if self.endorsements:
+            named = (f"{name} {source}" for name, source in self.endorsements.items())
+            lines.append(f"  endorsed    {', '.join(named)}")
         if self.tolerated:
             lines.append(f"  tolerated   {', '.join(sorted(self.tolerated))}")
         return "\n".join(lines)

@@ -164,6 +164,12 @@ class Acceptance:
                 f"would be accepted; name {ways}, in full and not zero"
             )
             raise PolicyError(msg)
+        if "ak-not-certified" in self.tolerate and "ak" not in pinned:
+            msg = (
+                f"{where}: tolerates ak-not-certified, so anybody's software key would pass for "
+                "a TPM; pin the key: measurements.ak"
+            )
+            raise PolicyError(msg)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the block as it stands in TOML, empty lines left out."""

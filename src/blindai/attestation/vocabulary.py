@@ -223,6 +223,7 @@ VOCABULARY: Final[dict[Platform, Vocabulary]] = {
                 "no-reference-measurements",
                 "measurements-differ-from-reference",
                 "no-revocation-check",
+                "stale-endorsements",
             }
         ),
     ),

@@ -15,9 +15,11 @@ from blindai.cli.options import Target, json_option, server_option, target_optio
 from blindai.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from blindai.attestation.model import AttestationResult
+    from blindai.client.results import ModelInfo
+    from blindai.inference.tensors import TensorSpec
 
 _SHOWN_VALUES = 6
 
@@ -40,7 +42,7 @@ def upload(
         )
         _mark_simulation(client.attestation, as_json=as_json)
     if as_json:
-        click.echo(json.dumps(info.to_json()))
+        click.echo(json.dumps(_info_to_json(info)))
     else:
         click.echo(f"uploaded {info.name}  sha256:{info.sha256}  {info.size:,} bytes")
 
@@ -68,7 +70,7 @@ def run(
     tensors = dict(_load_input(argument) for argument in inputs)
     with target.connect() as client:
         result = client.run_model(name, tensors)
-        arrays = {key: result[key] for key in result.keys()}  # noqa: SIM118 - no plain dict
+        arrays = dict(result)
         _mark_simulation(client.attestation, as_json=as_json)
     if output is not None:
         _save_npz(output, arrays)
@@ -97,15 +99,12 @@ def models(target: Target, *, as_json: bool) -> None:
         infos = client.models()
         _mark_simulation(client.attestation, as_json=as_json)
     if as_json:
-        click.echo(json.dumps([info.to_json() for info in infos]))
+        click.echo(json.dumps([_info_to_json(info) for info in infos]))
         return
     if not infos:
         click.echo("no models; upload one with: blindai upload FILE --name NAME")
     for info in infos:
-        click.echo(f"{info.name}  sha256:{info.sha256}  {info.size:,} bytes")
-        for label, specs in (("in ", info.inputs), ("out", info.outputs)):
-            for spec in specs:
-                click.echo(f"    {label} {spec.name}: {spec.datatype}{list(spec.oip_shape)}")
+        click.echo(str(info))
 
 
 @click.command()
@@ -119,6 +118,24 @@ def delete(name: str, *, target: Target, token: str | None, as_json: bool) -> No
     with target.connect(token) as client:
         client.delete_model(name)
     click.echo(json.dumps({"deleted": name}) if as_json else f"deleted {name}")
+
+
+def _info_to_json(info: ModelInfo) -> dict[str, Any]:
+    def specs(listed: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+        return [
+            {"name": s.name, "datatype": str(s.datatype), "shape": list(s.oip_shape)}
+            for s in listed
+        ]
+
+    return {
+        "name": info.name,
+        "sha256": info.sha256,
+        "size": info.size,
+        "inputs": specs(info.inputs),
+        "outputs": specs(info.outputs),
+        "engine": info.engine,
+        "loaded_at": info.loaded_at.isoformat() if info.loaded_at else None,
+    }
 
 
 def _load_input(argument: str) -> tuple[str, np.ndarray[Any, Any]]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 import blindai
+from blindai.attestation.signed import load_public_key
+from blindai.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +26,7 @@ class Target:
     Attributes:
         server: "host:port" of the attested port.
         policy: Path of a policy file; `None`: none given.
+        policy_key: Path of the public key that has to have signed it; `None`: any policy.
         simulation: Whether simulation is asked for by name.
         proxy: Address of an HTTP proxy to reach the server through.
         timeout: Seconds for each request.
@@ -30,6 +34,7 @@ class Target:
 
     server: str
     policy: str | None
+    policy_key: Path | None
     simulation: bool
     proxy: str | None
     timeout: float
@@ -38,18 +43,32 @@ class Target:
         """Verify the server and return a client that talks to it alone."""
         return blindai.connect(
             self.server,
-            policy=self.policy,
+            policy=self._load_policy(),
             simulation=self.simulation,
             proxy=self.proxy,
             timeout=self.timeout,
             token=token,
         )
 
+    def _load_policy(self) -> blindai.Policy | None:
+        signed_by = load_public_key(self.policy_key) if self.policy_key else None
+        if self.policy is not None:
+            return blindai.Policy.load(self.policy, signed_by=signed_by)
+        if signed_by is not None:
+            msg = "--policy-key says who has to have signed the policy: give --policy too"
+            raise ConfigurationError(msg)
+        return None
+
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what to accept, and pass them on as one `target`."""
 
     @click.option("--policy", type=click.Path(), help="Policy file: what to accept (TOML).")
+    @click.option(
+        "--policy-key",
+        type=click.Path(path_type=Path),
+        help="Ed25519 public key (PEM) that has to have signed the policy (FILE.sig).",
+    )
     @click.option(
         "--simulation",
         is_flag=True,
@@ -67,12 +86,13 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         server: str,
         policy: str | None,
+        policy_key: Path | None,
         simulation: bool,
         proxy: str | None,
         timeout: float,
         **kwargs: Any,
     ) -> Any:
-        target = Target(server, policy, simulation, proxy, timeout)
+        target = Target(server, policy, policy_key, simulation, proxy, timeout)
         return command(*args, target=target, **kwargs)
 
     return wrapped

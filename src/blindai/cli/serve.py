@@ -98,8 +98,9 @@ def _announce(ready: Ready, platform: Platform, token: str | None, *, as_json: b
     attested, public = (_address(*each) for each in (ready.address, ready.public_address))
     failed = [{"file": str(file), "error": str(error)} for file, error in ready.failed]
     if as_json:
-        line = {"event": "ready", "attested": attested, "public": public, "failed": failed}
+        line: dict[str, object] = {"event": "ready", "attested": attested, "public": public}
         line |= {"platform": str(platform), "simulated": platform is Platform.SIMULATION}
+        line |= {"failed": failed}
         click.echo(json.dumps(line | ({"token": token} if token else {})))
         return
     for each in failed:

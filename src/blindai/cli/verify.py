@@ -73,6 +73,7 @@ def result_to_json(result: AttestationResult) -> dict[str, Any]:
             for device in result.devices
         ],
         "tolerated": sorted(result.tolerated),
+        "endorsements": dict(result.endorsements),
         "policy": result.policy_digest.hex(),
         "keyset": result.keyset_digest.hex(),
         "evidence": result.evidence_digest.hex(),

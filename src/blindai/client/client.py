@@ -110,9 +110,9 @@ class Client:
     ) -> None:
         self._session = session
         self._max_response_bytes = max_response_bytes
-        self._channel = session.channel()
+        self._calls = Calls({} if session.policy is None else session.policy.models, token)
         self._transport = Transport(session.address, session.proxy)
-        self._calls = Calls(self._channel.attestation.models, token)
+        self._channel = session.channel()
 
     @property
     def attestation(self) -> AttestationResult:

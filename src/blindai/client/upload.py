@@ -43,7 +43,7 @@ class Source:
         """Yield the model in pieces; each holds only until the next is asked for.
 
         Args:
-            advance: Told the size of each piece once it has been taken.
+            advance: Told the size of each piece.
 
         Raises:
             ConfigurationError: If the file has another size than when it was opened.
@@ -55,8 +55,8 @@ class Source:
             if self.size is not None and sent > self.size:
                 break
             self._digest.update(buffer[:count])
-            yield buffer[:count]
             advance(count)
+            yield buffer[:count]
         if self.size is not None and sent != self.size:
             msg = f"the model's file changed while it was sent: it had {self.size} bytes"
             raise ConfigurationError(msg)

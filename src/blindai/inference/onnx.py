@@ -221,6 +221,9 @@ def _session_options(options: LoadOptions) -> ort.SessionOptions:
     session.log_severity_level = _SILENT
     session.intra_op_num_threads = options.threads
     session.inter_op_num_threads = 1
+    # A pattern is kept for each shape of inputs that ever came, without a limit, and keeps
+    # the memory of a large run until the next one.
+    session.enable_mem_pattern = False
     # Threads that spin for the next run take the core from the run beside them.
     session.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session.add_session_config_entry("session.inter_op.allow_spinning", "0")

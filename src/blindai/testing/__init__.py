@@ -28,7 +28,13 @@ from typing import TYPE_CHECKING, Final
 
 from blindai.attestation.model import Platform
 from blindai.testing.base import FakeVendor
+from blindai.testing.fake_azure import FakeAzure
+from blindai.testing.fake_dcap import FakeIntelSGX, FakeIntelTDX
+from blindai.testing.fake_nitro import FakeNitro
+from blindai.testing.fake_nvidia import FakeNVIDIA
+from blindai.testing.fake_sev_snp import FakeAMD
 from blindai.testing.fake_simulation import FakeSimulation
+from blindai.testing.fake_tpm import FakeTPM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +45,13 @@ __all__ = ["FAKES", "FakeVendor", "RunningServer", "start_server"]
 
 FAKES: Final[dict[Platform, Callable[[], FakeVendor]]] = {
     Platform.SIMULATION: FakeSimulation,
+    Platform.SGX: FakeIntelSGX,
+    Platform.TDX: FakeIntelTDX,
+    Platform.SEV_SNP: FakeAMD,
+    Platform.NITRO: FakeNitro,
+    Platform.TPM: FakeTPM,
+    Platform.AZURE_VTPM: FakeAzure,
+    Platform.NVIDIA_GPU: FakeNVIDIA,
 }
 
 

@@ -14,8 +14,9 @@ The body is the TPMS_ATTEST of a quote. Attachments:
 The AK is trusted through its certificate chain, where there is one. Else it has the weakness
 "ak-not-certified", and its SHA-256 is the measurement "ak": a policy may pin it and tolerate
 that, where credential activation (TPM 2.0 Part 1 §24) bound this AK to a known TPM at
-enrolment. To tolerate it without pinning "ak" is to trust any key in any software. Credential activation is a dialogue with the TPM and cannot be part of a pure
-verification. A restricted key's attributes are checked where its public area is given.
+enrolment. To tolerate it without pinning "ak" is to trust any key in any software. Credential
+activation is a dialogue with the TPM and cannot be part of a pure verification. A restricted
+key's attributes are checked where its public area is given.
 
 A TPM measures but encrypts no memory, and the bus to it can be tapped: every claim carries
 "memory-not-encrypted".
