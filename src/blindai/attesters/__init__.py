@@ -5,48 +5,68 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
-from blindai.attestation.model import Evidence, Platform
+from blindai.attestation.model import Platform
+from blindai.attesters.azure_vtpm import AzureAttester
+from blindai.attesters.base import Attester, Finding, Machine
+from blindai.attesters.detect import find_platform, probe
+from blindai.attesters.nitro import NitroAttester
+from blindai.attesters.sgx import SgxAttester
 from blindai.attesters.simulation import SimulationAttester
+from blindai.attesters.tpm import TpmAttester
+from blindai.attesters.tsm import TsmAttester
 from blindai.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ATTESTERS", "Attester", "create_attester"]
+__all__ = [
+    "ATTESTERS",
+    "Attester",
+    "Finding",
+    "Machine",
+    "create_attester",
+    "detect",
+    "probe",
+]
 
-
-class Attester(Protocol):
-    """Makes evidence on one platform."""
-
-    @property
-    def platform(self) -> Platform:
-        """Where this runs."""
-        ...
-
-    def attest(self, report_data: bytes) -> Evidence:
-        """Return fresh evidence that carries the 32 bytes of `report_data`."""
-        ...
-
-    def sealing_key(self) -> bytes | None:
-        """Return 32 bytes that only this code on this machine gets; `None`: there are none."""
-        ...
-
-
-ATTESTERS: Final[dict[Platform, Callable[[], Attester]]] = {
-    Platform.SIMULATION: SimulationAttester,
+# GPUs are not here: they are devices, and attest beside a machine (`nvidia_gpu`).
+ATTESTERS: Final[dict[Platform, Callable[[Machine], Attester]]] = {
+    Platform.SGX: SgxAttester,
+    Platform.NITRO: NitroAttester,
+    Platform.SEV_SNP: partial(TsmAttester, Platform.SEV_SNP),
+    Platform.TDX: partial(TsmAttester, Platform.TDX),
+    Platform.AZURE_VTPM: AzureAttester,
+    Platform.TPM: TpmAttester,
+    Platform.SIMULATION: lambda _: SimulationAttester(),
 }
 
 
-def create_attester(platform: str) -> Attester:
-    """Return the attester of the named platform.
+def create_attester(platform: str | None, machine: Machine | None = None) -> Attester:
+    """Return the attester of the named platform, or of the best that this machine has.
+
+    Args:
+        platform: Name; `None`: look for the hardware.
+        machine: Where the hardware is reached.
 
     Raises:
-        ConfigurationError: If there is none of that name.
+        ConfigurationError: If there is none of that name, or no hardware is found.
     """
+    if platform is None:
+        return detect(machine)
     if platform not in ATTESTERS:
         known = ", ".join(ATTESTERS)
         msg = f"no attester for platform {platform!r}; expected one of {known}"
         raise ConfigurationError(msg)
-    return ATTESTERS[Platform(platform)]()
+    return ATTESTERS[Platform(platform)](machine or Machine())
+
+
+def detect(machine: Machine | None = None) -> Attester:
+    """Return the attester of the best hardware that this machine has; never simulation.
+
+    Raises:
+        ConfigurationError: If it has none; with all that was looked for and found.
+    """
+    return ATTESTERS[find_platform(machine)](machine or Machine())

@@ -130,7 +130,10 @@ def fetch_td_quote(td_report: bytes, *, host: str = _METADATA_HOST) -> bytes:
     connection = http.client.HTTPConnection(host, timeout=_METADATA_TIMEOUT)
     try:
         connection.request(
-            "POST", "/acc/tdquote", question, {"Content-Type": "application/json", "Metadata": "true"}
+            "POST",
+            "/acc/tdquote",
+            question,
+            {"Content-Type": "application/json", "Metadata": "true"},
         )
         response = connection.getresponse()
         answer = response.read(2 * MAX_QUOTE_BYTES)

@@ -37,7 +37,7 @@ _MAX_TEXT: Final = 96
 _SUCCESS: Final = 0
 _NOT_SUPPORTED: Final = 3
 _NO_PERMISSION: Final = 4
-_TEMPORARY: Final = frozenset({10, 15, 19})  # timeout, GPU is lost, in use
+_TEMPORARY: Final = frozenset({10, 19})  # timeout, in use
 _ADVICE: Final = (
     "use an NVIDIA H100, H200 or Blackwell GPU in confidential computing mode "
     "(nvidia-smi conf-compute), passed through to a SEV-SNP or TDX guest, with driver 535 or later"
@@ -199,7 +199,7 @@ def _cut(buffer: Any, size: int, name: str) -> bytes:
     if not 0 < size <= len(buffer):
         msg = f"{name}: the library says {size} bytes, its buffer holds {len(buffer)}"
         raise EvidenceError(msg)
-    return bytes(buffer[:size]).rstrip(b"\0") if False else bytes(buffer[:size])
+    return bytes(buffer[:size])
 
 
 def _check(code: int, what: str) -> None:

@@ -216,7 +216,9 @@ class TpmConnection:
                 part = indexes[start : start + _READ_AT_ONCE]
                 _, _, digests = self.esapi.pcr_read(select(self.tss, {bank: part}))
                 if len(digests) != len(part):
-                    msg = f"the TPM's bank {bank} of PCRs is not active; activate it in its firmware"
+                    msg = (
+                        f"the TPM's bank {bank} of PCRs is not active; activate it in its firmware"
+                    )
                     raise ConfigurationError(msg)
                 values |= {i: bytes(d) for i, d in zip(part, digests, strict=True)}
             registers[bank] = values

@@ -115,9 +115,7 @@ def derive_sealing_key(connection: TpmConnection, pcrs: Selection) -> bytes:
         connection,
         tss.TPM2_SE.POLICY,
         pcrs,
-        lambda session: esapi.hmac(
-            handle, _SEALING_PURPOSE, tss.TPM2_ALG.SHA256, session1=session
-        ),
+        lambda session: esapi.hmac(handle, _SEALING_PURPOSE, tss.TPM2_ALG.SHA256, session1=session),
     )
     return bytes(key)
 
@@ -189,9 +187,7 @@ def _hmac_template(tss: Any, policy: Any) -> Any:
     attributes = tss.TPMA_OBJECT
     scheme = tss.TPMT_KEYEDHASH_SCHEME(
         scheme=tss.TPM2_ALG.HMAC,
-        details=tss.TPMU_SCHEME_KEYEDHASH(
-            hmac=tss.TPMS_SCHEME_HMAC(hashAlg=tss.TPM2_ALG.SHA256)
-        ),
+        details=tss.TPMU_SCHEME_KEYEDHASH(hmac=tss.TPMS_SCHEME_HMAC(hashAlg=tss.TPM2_ALG.SHA256)),
     )
     return tss.TPM2B_PUBLIC(
         tss.TPMT_PUBLIC(

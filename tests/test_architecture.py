@@ -1,0 +1,262 @@
+"""What the design promises about the code as a whole, so that it stays true."""
+
+import ast
+import builtins
+import subprocess
+import sys
+import typing
+from functools import cache
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+import blindai
+from blindai import errors
+from blindai.cli import EXIT_CODES, exit_code
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src" / "blindai").rglob("*.py"))
+# Modules that may touch the environment, each for one thing.
+ENVIRONMENT = {
+    "inference/onnx.py": "turns onnxruntime's telemetry off before it is imported",
+    "cli/demo.py": "keeps the tokenizer from starting threads",
+    "attesters/tpm/device.py": "silences the TPM library's own log",
+}
+# Modules that unpack structures beside `attestation/reader.py`.
+UNPACKING = {
+    "attestation/reader.py": "the one place for bytes from strangers",
+    "inference/arrays.py": "tensors, a gigabyte of them",
+    "attesters/nitro.py": "what the kernel wrote into an ioctl",
+    "attesters/sev_guest.py": "what the kernel wrote into an ioctl",
+}
+NETWORK = {"socket", "ssl", "http", "urllib.request", "asyncio", "aiohttp", "httpx", "requests"}
+
+
+def label(path):
+    """Return a source file's name inside the package."""
+    return path.relative_to(ROOT / "src" / "blindai").as_posix()
+
+
+@cache
+def tree(path):
+    """Return a source file's syntax tree."""
+    return ast.parse(path.read_text("utf-8"))
+
+
+def nodes(path, kind):
+    """Return every node of a kind in a source file."""
+    return [node for node in ast.walk(tree(path)) if isinstance(node, kind)]
+
+
+every_source = pytest.mark.parametrize("path", SOURCES, ids=label)
+
+
+def test_imports_go_down_only(capsys):
+    """The layers of design.md §3 hold; import-linter tells which import breaks them."""
+    code = lint_imports(str(ROOT / "pyproject.toml"), no_cache=True)
+    assert code == 0, capsys.readouterr().out
+
+
+def test_public_names():
+    """`blindai.__all__` is sorted, complete, and importable."""
+    assert blindai.__all__ == sorted(set(blindai.__all__))
+    assert all(getattr(blindai, name) is not None for name in blindai.__all__)
+    submodules = {label(path).split("/")[0].removesuffix(".py") for path in SOURCES}
+    borrowed = {"annotations", *typing.__all__}
+    found = {name for name in vars(blindai) if not name.startswith("_")}
+    assert found - submodules - borrowed <= set(blindai.__all__)
+    assert "verify" in found
+    assert callable(blindai.verify)
+
+
+def test_public_errors():
+    """Every error that a user can see is a public name."""
+    assert errors.__all__ == sorted(errors.__all__)
+    assert set(errors.__all__) <= set(blindai.__all__)
+    defined = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
+    assert defined == set(errors.__all__)
+
+
+def test_the_tree_of_errors_is_drawn():
+    """The tree in the docstring of errors.py names every class, and under its parent."""
+    drawn = [line for line in errors.__doc__.splitlines() if "── " in line]
+    parents = ["BlindAIError"]
+    for line in drawn:
+        name = line.split("── ")[1].split()[0]
+        depth = (line.index("── ") - 1) // 4
+        del parents[depth:]
+        assert getattr(errors, name).__base__.__name__ == parents[-1]
+        parents.append(name)
+    warnings = {"SecurityWarning", "SimulationWarning"}
+    names = {line.split("── ")[1].split()[0] for line in drawn}
+    assert names == set(errors.__all__) - warnings - {"BlindAIError"}
+
+
+def test_errors_import_nothing():
+    """errors.py is below everything, so everything can raise."""
+    (path,) = [path for path in SOURCES if label(path) == "errors.py"]
+    imported = [node.module for node in nodes(path, ast.ImportFrom)]
+    assert set(imported) <= {"__future__", "typing", "collections.abc"}
+    assert not nodes(path, ast.Import)
+
+
+def test_exit_codes():
+    """Each error has an exit code that says whose turn it is."""
+    codes = {
+        name: exit_code(getattr(errors, name)("why"))
+        for name in errors.__all__
+        if issubclass(getattr(errors, name), errors.BlindAIError) and name != "BlindAIError"
+    }
+    assert set(codes.values()) == set(EXIT_CODES.values()) == {2, 3, 4, 5}
+    for name, code in codes.items():
+        kind = getattr(errors, name)
+        assert (code == 2) == issubclass(kind, errors.ConfigurationError)
+        assert (code == 3) == issubclass(kind, errors.AttestationError)
+        assert (code == 5) == issubclass(kind, errors.ConnectionFailed)
+
+
+@every_source
+def test_errors_are_defined_in_one_place(path):
+    """An exception class stands in errors.py, where the tree is drawn."""
+    if label(path) == "errors.py":
+        return
+    known = set(errors.__all__) | {
+        name
+        for name, value in vars(builtins).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
+    for node in nodes(path, ast.ClassDef):
+        bases = {base.id if isinstance(base, ast.Name) else "" for base in node.bases} | {
+            base.attr for base in node.bases if isinstance(base, ast.Attribute)
+        }
+        assert not bases & known, f"{node.name} belongs into errors.py"
+        assert not any(base.endswith(("Error", "Exception")) for base in bases), node.name
+
+
+@every_source
+def test_no_assert_and_no_print(path):
+    """Asserts vanish with -O; output belongs to the command line."""
+    assert not nodes(path, ast.Assert)
+    if label(path).startswith("cli/"):
+        return
+    calls = [node.func.id for node in nodes(path, ast.Call) if isinstance(node.func, ast.Name)]
+    assert not {"print", "breakpoint", "eval", "exec"} & set(calls)
+
+
+@every_source
+def test_bytes_are_unpacked_in_one_place(path):
+    """Only the bounds-checked reader unpacks what strangers sent."""
+    found = [
+        node.attr
+        for node in nodes(path, ast.Attribute)
+        if node.attr in {"unpack", "unpack_from", "iter_unpack"}
+    ]
+    assert not found or label(path) in UNPACKING
+
+
+@every_source
+def test_no_pickle(path):
+    """No format that can run code is read."""
+    assert not {"pickle", "marshal", "shelve", "dill", "cloudpickle"} & imports(path)
+
+
+@every_source
+def test_the_environment_is_left_alone(path):
+    """Nothing is configured, and nothing is trusted, through environment variables."""
+    found = {
+        node.attr
+        for node in nodes(path, ast.Attribute)
+        if node.attr in {"environ", "environb", "getenv", "putenv"}
+    }
+    assert not found or label(path) in ENVIRONMENT
+
+
+@pytest.mark.parametrize("exceptions", [ENVIRONMENT, UNPACKING])
+def test_exceptions_are_needed(exceptions):
+    """An exception for a module that is gone, or no longer needs it, is removed."""
+    words = ("environ", "unpack", "struct")
+    for name, reason in exceptions.items():
+        path = ROOT / "src" / "blindai" / name
+        assert path.is_file()
+        assert any(word in path.read_text("utf-8") for word in words)
+        assert reason
+
+
+def imports(path):
+    """Return what a source file imports, by full name."""
+    found = {alias.name for node in nodes(path, ast.Import) for alias in node.names}
+    for node in nodes(path, ast.ImportFrom):
+        found.add(node.module or "")
+        found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@every_source
+def test_no_network_where_evidence_is_verified(path):
+    """What verifies opens no connection, reads no clock and no random numbers."""
+    where = label(path).split("/")[0]
+    if where not in {"attestation", "platforms", "verify.py", "errors.py"}:
+        return
+    assert not (NETWORK | {"time", "random", "secrets", "subprocess"}) & imports(path)
+    calls = {node.attr for node in nodes(path, ast.Attribute)}
+    assert not {"now", "utcnow", "today"} & calls
+
+
+@every_source
+def test_words(path):
+    """The code says parse, verify, appraise and check, each for one thing."""
+    names = {
+        node.name for node in nodes(path, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    }
+    assert not [name for name in names if "validat" in name.lower()]
+    stem = path.stem if path.stem != "__init__" else path.parent.name
+    assert stem not in {"utils", "util", "helpers", "common", "manager", "factory", "misc"}
+
+
+@every_source
+def test_every_module_says_what_is_true(path):
+    """A module begins with a sentence about itself."""
+    assert ast.get_docstring(tree(path))
+
+
+HEAVY = {"onnxruntime", "onnx", "uvicorn", "httptools", "aiohttp", "tokenizers"}
+
+
+@pytest.mark.parametrize("module", ["blindai", "blindai.testing", "blindai.cli"])
+def test_imports_are_light(module):
+    """The client, its tests and the command line start without the server's dependencies."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(run.stdout.split())
+    assert not run.stderr
+
+
+def test_no_registry_is_named():
+    """No file holds the address of a package registry: where packages come from is local."""
+    hosts = [
+        ".".join(parts).encode()
+        for parts in (
+            ("pypi", "org"),
+            ("pythonhosted", "org"),
+            ("npmjs", "org"),
+            ("crates", "io"),
+            ("proxy", "golang", "org"),
+            ("rubygems", "org"),
+        )
+    ]
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard", "-z"],
+        capture_output=True,
+        check=False,
+    )
+    names = [name for name in listed.stdout.decode().split("\0") if name]
+    files = [ROOT / name for name in names] or [*SOURCES, ROOT / "pyproject.toml"]
+    for file in files:
+        if file.is_file() and file.stat().st_size < (4 << 20):
+            content = file.read_bytes()
+            assert not [host for host in hosts if host in content], file
