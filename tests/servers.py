@@ -8,9 +8,11 @@ from datetime import timedelta
 from blindai.attestation.binding import binding, device_nonce
 from blindai.attestation.model import EvidenceBundle
 from blindai.attestation.policy import Policy
+from blindai.attestation.steps import Steps
 from blindai.attestation.wire import dump_evidence
 from blindai.channel.keyset import PrivateKeyset
 from blindai.channel.tls import create_certificate
+from blindai.platforms import VERIFIERS
 from blindai.testing.fake_simulation import FakeSimulation
 from blindai.verify import verify
 
@@ -42,6 +44,16 @@ class Server:
         if evidence is None:
             evidence = self.vendor.attest(binding(nonce, self.keyset, digests))
         return EvidenceBundle(evidence, self.keyset, self.certificate, shown)
+
+    def verify_platform(self):
+        """Return what the machine itself claims."""
+        verifier = VERIFIERS[self.vendor.platform]
+        return verifier.verify(
+            self.bundle().evidence,
+            anchors=self.vendor.anchors,
+            now=self.now,
+            steps=Steps(verifier.STEPS),
+        )
 
     def verify(self, bundle=None, policy=None, *, devices=(), **changes):
         """Verify what the server shows as a client with a connection to it does."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from blindai.attestation.binding import binding, device_nonce
-from blindai.attestation.model import EvidenceBundle, Platform
+from blindai.attestation.model import Endorsed, EvidenceBundle, Platform
 from blindai.attestation.policy import Acceptance, Pattern, Policy
 from blindai.attestation.trust import VENDOR_ROOTS
 from blindai.attestation.wire import dump_bundle
@@ -17,10 +17,12 @@ from blindai.errors import (
     AttestationError,
     BindingError,
     ConfigurationError,
+    EndorsementError,
     EvidenceError,
     SignatureError,
 )
 from blindai.platforms import VERIFIERS
+from blindai.testing.fake_sev_snp import FakeAMD
 from blindai.testing.fake_simulation import FakeSimulation
 from blindai.verify import COMMON_STEPS, verify
 from tests.servers import NONCE, Server
@@ -298,6 +300,85 @@ def test_a_device_that_the_policy_refuses():
     with pytest.raises(AppraisalError) as error:
         server.verify(policy=Policy((block,)), devices=[gpu])
     assert_failed_at(error, "appraisal")
+
+
+GRACE = timedelta(hours=48)
+
+
+def stale_policy(server, *weaknesses):
+    """Return the policy that accepts a server on AMD hardware, and these weaknesses."""
+    code = server.verify_platform().measurements["measurement"]
+    return Policy(
+        (
+            Acceptance(
+                Platform.SEV_SNP,
+                {"measurement": (Pattern(code),)},
+                tolerate=frozenset(weaknesses),
+            ),
+        )
+    )
+
+
+def test_past_endorsements_show():
+    """What was verified at a past moment is a weakness, and ends with the grace."""
+    server = Server(FakeAMD())
+    at = server.now - timedelta(hours=1)
+    endorsed = Endorsed({"crl": "cached-stale"}, at=at, grace=GRACE)
+    policy = stale_policy(server, "stale-endorsements")
+    result = server.verify(policy=policy, endorsed=endorsed)
+    assert result.tolerated == {"stale-endorsements"}
+    assert result.endorsements == {"crl": "cached-stale"}
+    assert result.not_after <= at + GRACE
+    with pytest.raises(AppraisalError, match="stale-endorsements") as error:
+        server.verify(policy=stale_policy(server), endorsed=endorsed)
+    assert_failed_at(error, "appraisal")
+    assert not server.verify(policy=stale_policy(server)).tolerated
+
+
+def test_endorsements_beyond_the_grace():
+    """Endorsements that were current too long ago are refused, whatever a policy tolerates."""
+    server = Server(FakeAMD())
+    policy = stale_policy(server, "stale-endorsements")
+    for grace in (timedelta(0), timedelta(hours=1)):
+        endorsed = Endorsed(at=server.now - timedelta(hours=1), grace=grace)
+        with pytest.raises(EndorsementError, match="accepted is less than") as error:
+            server.verify(policy=policy, endorsed=endorsed)
+        assert_failed_at(error, "endorsements")
+
+
+def test_the_present_is_not_stale():
+    """Verifying at `now` by name is the same as not naming a moment."""
+    server = Server(FakeAMD())
+    result = server.verify(policy=stale_policy(server), endorsed=Endorsed(at=server.now))
+    assert not result.tolerated
+
+
+@pytest.mark.parametrize(
+    "endorsed",
+    [
+        Endorsed(at=FakeAMD.now + timedelta(seconds=1), grace=GRACE),
+        Endorsed(at=datetime(2026, 5, 31), grace=GRACE),  # noqa: DTZ001
+        Endorsed(devices_at=(None,)),
+        Endorsed(device_attachments=({},)),
+    ],
+)
+def test_impossible_moments(endorsed):
+    """A moment to come, without a zone, or of no device is the caller's mistake."""
+    server = Server(FakeAMD())
+    with pytest.raises(ConfigurationError):
+        server.verify(policy=stale_policy(server), endorsed=endorsed)
+
+
+def test_the_keyset_is_verified_now():
+    """A past moment for endorsements does not bring expired keys back."""
+    server = Server(FakeAMD(), lifetime=timedelta(minutes=30))
+    late = server.now + timedelta(hours=1)
+    with pytest.raises(BindingError, match="expired"):
+        server.verify(
+            policy=stale_policy(server, "stale-endorsements"),
+            now=late,
+            endorsed=Endorsed(at=server.now, grace=GRACE),
+        )
 
 
 def test_stored_evidence_is_current_only_while_keys_are():

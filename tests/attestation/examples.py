@@ -26,7 +26,11 @@ def blocks(draw, platforms=tuple(Platform)):
     """Return a block that a policy accepts to hold."""
     platform = draw(st.sampled_from(platforms))
     words = VOCABULARY[platform]
+    weaknesses = [*sorted(words.weaknesses), "AMD-SB-3015"]
+    tolerate = draw(st.frozensets(st.sampled_from(weaknesses)))
     pinned = draw(st.sampled_from(words.identity)) if words.identity else frozenset()
+    if "ak-not-certified" in tolerate:
+        pinned |= {"ak"}
     others = draw(st.sets(st.sampled_from(sorted(words.measurements)), max_size=3)) - pinned
     measurements = {
         name: tuple(draw(st.lists(patterns(exact=name in pinned), min_size=1, max_size=3)))
@@ -46,7 +50,7 @@ def blocks(draw, platforms=tuple(Platform)):
             if "chip_id" in words.measurements
             else []
         ),
-        tolerate=draw(st.frozensets(st.sampled_from([*sorted(words.weaknesses), "AMD-SB-3015"]))),
+        tolerate=tolerate,
         max_age=draw(st.none() | st.integers(0, 2**40)),
         devices=tuple(draw(st.lists(st.sampled_from(sorted(DEVICE_PLATFORMS)), max_size=2))),
     )

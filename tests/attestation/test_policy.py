@@ -191,6 +191,16 @@ def test_every_way_to_pin_code(platform):
         Policy((server, Acceptance(platform)))
 
 
+def test_an_uncertified_key_has_to_be_pinned():
+    """Whoever takes a TPM's key without a certificate has to know that key."""
+    quoted = {"pcr9": (Pattern(b"\x01" * 32),)}
+    tolerate = frozenset({"ak-not-certified"})
+    with pytest.raises(PolicyError, match=r"measurements\.ak"):
+        Policy((Acceptance(Platform.TPM, quoted, tolerate=tolerate),))
+    key = {"ak": (Pattern(b"\x02" * 32),)}
+    assert Policy((Acceptance(Platform.TPM, quoted | key, tolerate=tolerate),)).accept
+
+
 def test_simulation_policy():
     """The only policy without a code identity names what it accepts."""
     assert Policy.simulation().accept[0].tolerate == {"simulated"}

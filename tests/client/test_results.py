@@ -14,15 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blindai.client.answers import check_status, parse_model, parse_result
 from blindai.client.http1 import Head
-from blindai.client.messages import (
-    Response,
-    check_status,
-    infer_request,
-    parse_model,
-    parse_result,
-    receive_buffer,
-)
+from blindai.client.messages import Response, infer_request, receive_buffer
 from blindai.client.results import Result
 from blindai.errors import BlindAIError, ConfigurationError, InferenceError
 from blindai.inference.tensors import from_array

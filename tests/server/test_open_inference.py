@@ -1,6 +1,7 @@
 """The Open Inference Protocol's forms, read strictly and written exactly."""
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import numpy as np
@@ -223,19 +224,14 @@ mutated = st.fixed_dictionaries(
 @example(b'"\\ud800"', None)
 def test_any_bytes(body, length):
     """Any bytes give a call or InvalidInput."""
-    try:
+    with suppress(InvalidInput):
         assert isinstance(parse_request(body, length), InferenceCall)
-    except InvalidInput as error:
-        assert str(error)
 
 
 @given(mutated, st.binary(max_size=20), st.booleans())
 def test_any_document(document, binary, has_header):
     """Any JSON in about the right form gives a call or InvalidInput."""
     header = json.dumps(document).encode()
-    try:
+    with suppress(InvalidInput):
         parsed = parse_request(header + binary, len(header) if has_header else None)
-    except InvalidInput as error:
-        assert str(error)
-        return
-    assert all(t.array.nbytes >= 0 for t in parsed.inputs)
+        assert [t.name for t in parsed.inputs] == [e["name"] for e in document["inputs"]]

@@ -55,8 +55,9 @@ def find_platform(machine: Machine | None = None) -> Platform:
 def _explain(findings: Sequence[Finding]) -> str:
     lines = ["this machine has no trusted hardware that can be used:"]
     lines += [f"  {f.platform}: looked for {f.looked_for}; found: {f.found}" for f in findings]
-    lines += [
+    advice = (
         "`blindai doctor` says how to get what is missing. To run without any protection, for "
         "tests only, ask for it by name: --platform simulation"
-    ]
+    )
+    lines.append(advice)
     return "\n".join(lines)

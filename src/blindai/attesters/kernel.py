@@ -102,21 +102,26 @@ def survey(root: Path) -> Survey:
     release = _text(root / "proc/sys/kernel/osrelease").strip()
     configuration = _configuration(root, release)
     modules = {line.split(" ", 1)[0] for line in _text(root / "proc/modules").splitlines()}
-    fields = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in reversed(_text(root / "proc/cpuinfo").splitlines())
-        if ":" in line
-    )
+    processor = _fields(_text(root / "proc/cpuinfo"))
     return Survey(
         release=release,
-        processor=fields.get("model name", ""),
-        flags=tuple(sorted(_FLAGS.intersection(fields.get("flags", "").split()))),
+        processor=processor.get("model name", ""),
+        flags=tuple(sorted(_FLAGS.intersection(processor.get("flags", "").split()))),
         options=tuple(
             KernelOption(name, _state(configuration, modules, name, module), purpose)
             for name, (module, purpose) in _OPTIONS.items()
         ),
         devices=tuple(found for name in _DEVICES if (found := _device(root / name)) is not None),
     )
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Return "name: value" lines; of several processors, those of the first."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    return found
 
 
 def _state(configuration: dict[str, str], modules: set[str], name: str, module: str) -> str:

@@ -15,6 +15,7 @@ from blindai.errors import ConfigurationError, EvidenceError
 if TYPE_CHECKING:
     from pathlib import Path
 
+_PIECE: Final = 64 << 10
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
 
 
@@ -28,7 +29,8 @@ def read_bounded(path: Path, *, at_most: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         content = bytearray()
-        while chunk := os.read(descriptor, at_most + 1 - len(content)):
+        # In small pieces: some kernel files refuse to be read in large ones.
+        while chunk := os.read(descriptor, min(_PIECE, at_most + 1 - len(content))):
             content += chunk
             if len(content) > at_most:
                 msg = f"{path}: it holds more than the {at_most} bytes that are accepted"

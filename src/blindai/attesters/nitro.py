@@ -31,7 +31,7 @@ from blindai.platforms.nitro import parse_document, parse_envelope
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Ioctl = Callable[[int, int, bytearray, bool], int]
+    Ioctl = Callable[[int, int, bytearray], int]
 
 # _IOWR(0x0A, 0, struct nsm_raw): direction, size, type and number.
 NSM_IOCTL_RAW: Final = 3 << 30 | 32 << 16 | 0x0A << 8 | 0
@@ -110,7 +110,7 @@ class NitroAttester:
             with self._lock:
                 descriptor = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
                 try:
-                    self._ioctl(descriptor, NSM_IOCTL_RAW, message, True)
+                    self._ioctl(descriptor, NSM_IOCTL_RAW, message)
                 finally:
                     os.close(descriptor)
         except OSError as error:

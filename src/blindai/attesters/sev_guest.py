@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    Ioctl = Callable[[int, int, bytearray, bool], int]
+    Ioctl = Callable[[int, int, bytearray], int]
 
 # _IOWR('S', 1, struct snp_guest_request_ioctl): direction, size, type and number.
 SNP_GET_DERIVED_KEY: Final = 3 << 30 | 32 << 16 | ord("S") << 8 | 1
@@ -63,12 +63,12 @@ def derive_key(device: Path, *, vmpl: int = 0, ioctl: Ioctl = fcntl.ioctl) -> by
     try:
         descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
         try:
-            ioctl(descriptor, SNP_GET_DERIVED_KEY, request, True)
+            ioctl(descriptor, SNP_GET_DERIVED_KEY, request)
         finally:
             os.close(descriptor)
         answer = response.raw
     except OSError as error:
-        raise refused(f"{device}: derived key", error) from error
+        raise refused(str(device), error) from error
     finally:
         ctypes.memset(response, 0, _RESPONSE_SIZE)
     status = int.from_bytes(answer[:4], "little")

@@ -66,7 +66,8 @@ class SgxAttester:
                 write_once(self._folder / "user_report_data", asked)
                 quote = read_bounded(self._folder / "quote", at_most=MAX_QUOTE_BYTES)
         except OSError as error:
-            raise refused("SGX quote", error) from error
+            what = "SGX quote"
+            raise refused(what, error) from error
         body = parse_quote(quote).report
         if not isinstance(body, SgxReport) or body.report_data != asked:
             msg = "SGX quote: it carries other data than was asked for"
@@ -82,7 +83,8 @@ class SgxAttester:
         try:
             key = read_bounded(self._folder / "keys/_sgx_mrenclave", at_most=_GRAMINE_KEY_SIZE)
         except OSError as error:
-            raise refused("SGX sealing key", error) from error
+            what = "SGX sealing key"
+            raise refused(what, error) from error
         if len(key) != _GRAMINE_KEY_SIZE:
             msg = f"SGX sealing key: expected {_GRAMINE_KEY_SIZE} bytes, found {len(key)}"
             raise ConfigurationError(msg)

@@ -111,7 +111,8 @@ class TsmAttester:
                     report = self._ask(entry, report_data.ljust(REPORT_DATA_SIZE, b"\0"))
             except OSError as error:
                 if error.errno not in _TEMPORARY:
-                    raise refused(f"{self.platform} report", error) from error
+                    what = f"{self.platform} report"
+                    raise refused(what, error) from error
                 reason = error.strerror or str(error)
             else:
                 if report is not None:

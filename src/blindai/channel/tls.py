@@ -9,6 +9,7 @@ play no part.
 from __future__ import annotations
 
 import ipaddress
+import mmap
 import os
 import ssl
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 # The original's name: what its clients expected of every server.
 SERVER_NAME: Final = "blindai-srv"
+_F_SEAL_FUTURE_WRITE: Final = 0x0010
 ALPN_PROTOCOLS: Final = ("http/1.1",)
 
 
@@ -158,15 +160,23 @@ def _memory_file(content: bytes) -> Iterator[str]:
     if not hasattr(os, "memfd_create"):  # pragma: no cover - servers run on Linux
         msg = "the server needs Linux: its key is passed to OpenSSL in a memory file (memfd)"
         raise ConfigurationError(msg)
-    descriptor = os.memfd_create("blindai", os.MFD_CLOEXEC)
+    import fcntl  # noqa: PLC0415 - clients run where there is none
+
+    # memfd_create(2); F_SEAL_FUTURE_WRITE (Linux 5.1) is in `fcntl` from Python 3.13 on only.
+    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE
+    descriptor = os.memfd_create("blindai", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.write(descriptor, content)
-        yield f"/proc/self/fd/{descriptor}"
+        os.ftruncate(descriptor, len(content))
+        with mmap.mmap(descriptor, len(content)) as memory:
+            memory[:] = content
+            # Nobody changes what OpenSSL is about to read; our own mapping stays writable.
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+            try:
+                yield f"/proc/self/fd/{descriptor}"
+            finally:
+                # Freed pages keep what they held until somebody else gets them.
+                memory[:] = bytes(len(content))
     finally:
-        # Freed pages keep what they held until somebody else gets them: overwrite them first.
-        # That is why the file is not sealed; who could write to it could read our memory.
-        os.pwrite(descriptor, bytes(len(content)), 0)
-        os.ftruncate(descriptor, 0)
         os.close(descriptor)
 
 

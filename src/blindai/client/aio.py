@@ -23,10 +23,9 @@ from blindai.client.client import (
 )
 from blindai.client.failures import explain
 from blindai.client.http1 import Head
-from blindai.client.messages import Response, receive_buffer
+from blindai.client.messages import Response, receive_buffer, slices, too_large
 from blindai.client.progress import Progress, watch
 from blindai.client.session import Channel, Session, resolve_policy
-from blindai.client.transport import slices
 from blindai.client.upload import Model, open_source
 from blindai.errors import (
     BindingError,
@@ -321,13 +320,13 @@ class AsyncClient:
         limit = self._max_response_bytes
         length = answer.content_length or 0
         if length > limit:
-            raise LimitExceeded(_too_large(limit))
+            raise LimitExceeded(too_large(limit))
         received = receive_buffer(head, length)
         position = 0
         async for piece in answer.content.iter_any():
             end = position + len(piece)
             if end > limit:
-                raise LimitExceeded(_too_large(limit))
+                raise LimitExceeded(too_large(limit))
             if end > len(received):
                 # No length was announced: room for twice as much, so copies stay rare.
                 larger = receive_buffer(head, min(limit, 2 * end))

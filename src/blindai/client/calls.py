@@ -12,21 +12,22 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from blindai.attestation.model import Mismatch
-from blindai.client.messages import (
-    MAX_JSON_BYTES,
-    Request,
-    Response,
-    authorization,
-    check_name,
+from blindai.client.answers import (
     check_status,
-    delete_request,
-    infer_request,
-    list_request,
-    model_request,
     parse_model,
     parse_record,
     parse_records,
     parse_result,
+)
+from blindai.client.messages import (
+    Request,
+    Response,
+    authorization,
+    check_name,
+    delete_request,
+    infer_request,
+    list_request,
+    model_request,
     upload_request,
 )
 from blindai.errors import AppraisalError, InvalidInput, ModelNotFound
@@ -35,8 +36,6 @@ from blindai.inference.tensors import coerce_inputs
 if TYPE_CHECKING:
     from blindai.client.results import ModelInfo, Result
     from blindai.client.upload import Source
-
-__all__ = ["MAX_JSON_BYTES", "Call", "Calls"]
 
 T = TypeVar("T")
 Call = Generator[Request, Response, T]

@@ -1,8 +1,7 @@
-"""What client and server say to each other, as values: requests out, answers in.
+"""HTTP requests and answers as values, and the requests that the verbs make.
 
-Always true: nothing here opens a connection. An answer may come from a verified server that
-is wrong all the same, so every field is checked; an error it names is raised only if it is
-one of those a server may give.
+Always true: nothing here opens a connection, and whatever stands in a target or a header was
+checked to be able to.
 
 Specification: Open Inference Protocol (KServe v2) REST with the binary tensor data
 extension; `/blindai/v1/` is BlindAI's own.
@@ -12,60 +11,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import datetime  # noqa: TC003 - msgspec reads the annotations
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-import numpy as np
 
-from blindai import errors
-from blindai.client.results import ModelInfo, Result
-from blindai.errors import (
-    BlindAIError,
-    ConnectionFailed,
-    InferenceError,
-    InvalidInput,
-    Overloaded,
-)
-from blindai.inference.tensors import (
-    DataType,
-    Tensor,
-    TensorSpec,
-    from_buffer,
-    from_json_data,
-    to_bytes,
-)
+from blindai.errors import ConfigurationError, InvalidInput
+from blindai.inference.tensors import Tensor, to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from blindai.client.http1 import Head
 
-T = TypeVar("T")
-
 JSON_HEADER_LENGTH: Final = "inference-header-content-length"
-MAX_JSON_BYTES: Final = 16 << 20
 _NAME: Final = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 # Tensor data starts at a multiple of this, so that whoever receives it need not copy it.
 _ALIGNMENT: Final = 64
-_MAX_ERROR_TEXT: Final = 2000
-_RETRY_AFTER: Final = re.compile(r"[0-9]{1,6}")
-# All that a server may make a client raise. Attestation errors are not its to give.
-_ERRORS: Final[dict[str, type[BlindAIError]]] = {
-    kind.__name__: kind
-    for kind in (
-        errors.AccessDenied,
-        errors.DeadlineExceeded,
-        errors.InferenceError,
-        errors.InvalidInput,
-        errors.InvalidModel,
-        errors.LimitExceeded,
-        errors.ModelConflict,
-        errors.ModelNotFound,
-        errors.Overloaded,
-    )
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +72,6 @@ def receive_buffer(head: Head, length: int) -> memoryview:
     return memoryview(bytearray(pad + length))[pad:]
 
 
-# Requests.
-
-
 def check_name(name: str) -> str:
     """Return `name`, if a model can be called that.
 
@@ -139,7 +97,7 @@ def authorization(token: str | None) -> dict[str, str]:
         return {}
     if not token.isascii() or not token.isprintable() or " " in token or not token:
         msg = "expected a token of printable ASCII without spaces, came another"
-        raise errors.ConfigurationError(msg)
+        raise ConfigurationError(msg)
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -220,219 +178,14 @@ def infer_request(
     )
 
 
-# Answers.
+def slices(parts: Sequence[bytes | memoryview], size: int) -> Iterator[memoryview]:
+    """Yield all of `parts` in pieces of at most `size` bytes, without a copy."""
+    for part in parts:
+        view = memoryview(part)
+        for start in range(0, len(view), size):
+            yield view[start : start + size]
 
 
-class _Error(msgspec.Struct):
-    error: str = ""
-    type: str = ""
-
-
-class _Spec(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: list[int | str | None] | None = None
-
-
-class _Identity(msgspec.Struct):
-    sha256: str
-    size: int = 0
-
-
-class _Metadata(msgspec.Struct):
-    name: str
-    inputs: list[_Spec]
-    outputs: list[_Spec]
-    parameters: _Identity
-    platform: str = ""
-
-
-class _Record(msgspec.Struct):
-    name: str
-    sha256: str
-    size: int
-    inputs: list[_Spec]
-    outputs: list[_Spec]
-    engine: str = ""
-    loaded_at: datetime | None = None
-
-
-class _Records(msgspec.Struct):
-    models: list[_Record]
-
-
-class _TensorParameters(msgspec.Struct):
-    binary_data_size: int | None = None
-
-
-class _Output(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: list[int]
-    parameters: _TensorParameters = msgspec.field(default_factory=_TensorParameters)
-    data: Any = None
-
-
-class _Inferred(msgspec.Struct):
-    model_name: str
-    outputs: list[_Output]
-    parameters: _Identity
-
-
-def check_status(response: Response) -> None:
-    """Raise what the server says went wrong.
-
-    Raises:
-        InferenceError: Or the subclass that the server names.
-        AccessDenied: If the token is missing or gives no right to this.
-        ConnectionFailed: If the server redirects: that is never followed.
-    """
-    if 200 <= response.status < 300:  # noqa: PLR2004
-        return
-    if response.status < 400:  # noqa: PLR2004
-        msg = (
-            f"the server answered with a redirect (HTTP {response.status}), which is never "
-            "followed: only the server that was verified is talked to. Connect to the address "
-            "of the BlindAI server itself"
-        )
-        raise ConnectionFailed(msg)
-    try:
-        said = msgspec.json.decode(response.body, type=_Error)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        said = _Error()
-    text = printable(said.error) or f"the server answered with HTTP status {response.status}"
-    kind = _ERRORS.get(said.type, InferenceError)
-    if kind is Overloaded:
-        raise Overloaded(text, retry_after=retry_after(response.headers))
-    raise kind(text)
-
-
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a server asks to wait; 1 where it does not say."""
-    found = headers.get("retry-after", "")
-    return float(found) if _RETRY_AFTER.fullmatch(found) else 1.0
-
-
-def printable(text: str) -> str:
-    """Return the start of a peer's text, without what could steer a terminal."""
-    kept = (c for c in text[:_MAX_ERROR_TEXT] if c.isprintable() or c == "\n")
-    return "".join(kept)
-
-
-def parse_model(response: Response) -> ModelInfo:
-    """Read what the server says of one model.
-
-    Raises:
-        InferenceError: If the answer is malformed.
-    """
-    found = _decode(response.body, _Metadata)
-    return _model(found, found.parameters, found.platform, None)
-
-
-def parse_record(response: Response) -> ModelInfo:
-    """Read the record of a model that was uploaded.
-
-    Raises:
-        InferenceError: If the answer is malformed.
-    """
-    found = _decode(response.body, _Record)
-    return _model(found, found, found.engine, found.loaded_at)
-
-
-def parse_records(response: Response) -> list[ModelInfo]:
-    """Read the list of models.
-
-    Raises:
-        InferenceError: If the answer is malformed.
-    """
-    found = _decode(response.body, _Records)
-    return [_model(one, one, one.engine, one.loaded_at) for one in found.models]
-
-
-def parse_result(response: Response) -> Result:
-    """Read the outputs of a run; arrays are views of the answer's memory.
-
-    Raises:
-        InferenceError: If the answer is malformed.
-    """
-    length = response.headers.get(JSON_HEADER_LENGTH)
-    if length is not None and not (length.isascii() and length.isdecimal()):
-        raise InferenceError(_malformed(f"{JSON_HEADER_LENGTH} is no number"))
-    size = len(response.body) if length is None else int(length)
-    if size > len(response.body):
-        raise InferenceError(_malformed("its JSON is longer than the answer"))
-    found = _decode(response.body[:size], _Inferred)
-    position = size
-    tensors: list[Tensor] = []
-    try:
-        for output in found.outputs:
-            datatype = DataType.parse(output.datatype)
-            count = output.parameters.binary_data_size
-            if count is None:
-                tensors.append(from_json_data(output.name, datatype, output.shape, output.data))
-                continue
-            if not 0 <= count <= len(response.body) - position:
-                raise InferenceError(_malformed(f"{output.name[:100]!r} ends early"))
-            data = response.body[position : position + count]
-            tensors.append(_aligned(from_buffer(output.name, datatype, output.shape, data)))
-            position += count
-    except InvalidInput as error:
-        raise InferenceError(_malformed(str(error))) from error
-    if position != len(response.body):
-        raise InferenceError(_malformed("there are bytes after its tensors"))
-    return Result(tensors, model=found.model_name, model_sha256=_sha256(found.parameters.sha256))
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    array = tensor.array
-    if array.flags.aligned:
-        return tensor
-    return Tensor(tensor.name, np.require(array, requirements=["ALIGNED"]), tensor.datatype)
-
-
-def _model(
-    found: _Metadata | _Record,
-    identity: _Identity | _Record,
-    engine: str,
-    loaded_at: datetime | None,
-) -> ModelInfo:
-    try:
-        return ModelInfo(
-            name=found.name,
-            sha256=_sha256(identity.sha256),
-            size=identity.size,
-            inputs=tuple(map(_spec, found.inputs)),
-            outputs=tuple(map(_spec, found.outputs)),
-            engine=engine,
-            loaded_at=loaded_at,
-        )
-    except InvalidInput as error:
-        raise InferenceError(_malformed(str(error))) from error
-
-
-def _spec(found: _Spec) -> TensorSpec:
-    shape = found.shape
-    dims = None if shape is None else tuple(None if _any_size(dim) else dim for dim in shape)
-    return TensorSpec(found.name, DataType.parse(found.datatype), dims)
-
-
-def _any_size(dim: int | str | None) -> bool:
-    return isinstance(dim, int) and dim < 0
-
-
-def _sha256(text: str) -> str:
-    if not _SHA256.fullmatch(text):
-        raise InferenceError(_malformed("its sha256 is none"))
-    return text
-
-
-def _decode(data: memoryview, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        # msgspec names the field and the types, never a value.
-        raise InferenceError(_malformed(str(error))) from error
-
-
-def _malformed(why: str) -> str:
-    return f"the server's answer is malformed: {why}"
+def too_large(limit: int) -> str:
+    """Return what to say of an answer above the caller's limit in bytes."""
+    return f"the server's answer is larger than {limit} bytes, which is this client's limit"

@@ -34,9 +34,10 @@ from blindai.client.address import (
     parse_proxy,
     proxy_from_environment,
 )
+from blindai.client.answers import printable, retry_after
+from blindai.client.connection import Deadline, open_connection
 from blindai.client.failures import explain
-from blindai.client.messages import Request, Response, printable, retry_after
-from blindai.client.transport import Deadline, open_connection
+from blindai.client.messages import Request, Response
 from blindai.errors import (
     AppraisalError,
     BindingError,

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _BACKLOG: Final = 1024
 _TICK_SECONDS: Final = 1.0
-# The peer has a moment to end its side; slow answers are sent before this begins to count.
-_TLS_CLOSE_SECONDS: Final = 1.0
+# Counts from the last write on: what is in buffers then has to arrive within it.
+_TLS_CLOSE_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 2.0
 
 

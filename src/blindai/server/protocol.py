@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from blindai.server.config import Limits
 
+# ASGI extension: ends a connection at once. uvicorn has only the polite way, in which TLS
+# reads, for as long as it waits for the peer's good-bye, whatever the peer sends.
+ABORT: Final = "blindai.abort"
 # What a connection may send ahead of the answers: each waiting request costs memory.
 _MAX_PIPELINED: Final = 16
 # ": " and the end of the line.
@@ -33,7 +36,7 @@ _HEADER_OVERHEAD: Final = 4
 # Between the refusal and the end of the connection, so that the refusal can be read.
 _LINGER_SECONDS: Final = 1.0
 # For a closing connection to send what it still has to send.
-_CLOSE_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 15.0
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -112,6 +115,7 @@ class BoundedProtocol(HttpToolsProtocol):
             error = Overloaded(f"expected at most {_MAX_PIPELINED} pipelined requests")
             self._fail(error, HTTPStatus.SERVICE_UNAVAILABLE)
         super().on_headers_complete()
+        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[typeddict-item]
         self._progress = True
         self._headers_since = None
         self._in_body = True
@@ -144,10 +148,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """
         if self.transport.is_closing():
             self._closing_at = self._closing_at or now
-            if now - self._closing_at > _CLOSE_SECONDS:
+            if now - self._closing_at > (_CLOSE_SECONDS if self._refused_at is None else 0):
                 self.transport.abort()
         elif self._refused_at is not None:
-            if now - self._refused_at > _LINGER_SECONDS:
+            if not self._is_busy() and now - self._refused_at > _LINGER_SECONDS:
                 self.transport.close()
         elif self._is_late(now):
             self._refuse(LimitExceeded("the request came too slowly"), HTTPStatus.REQUEST_TIMEOUT)
@@ -158,9 +162,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_late(self, now: float) -> bool:
         """Return whether headers or body take too long."""
         if self._headers_since is not None:
-            cycle: Any = self.cycle
-            busy = cycle is not None and not cycle.response_complete
-            return not busy and now - self._headers_since > self._limits.header_timeout
+            waited = now - self._headers_since
+            return not self._is_busy() and waited > self._limits.header_timeout
         if not self._in_body:
             return False
         if self.flow.read_paused:
@@ -183,6 +186,11 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.abort()
             self._pending, self._pending_at = pending, now
 
+    def _is_busy(self) -> bool:
+        """Return whether a request is waiting for its answer, or for the rest of it."""
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
+
     def _count_header(self, size: int) -> None:
         self._header_bytes += size
         if self._header_bytes > self._limits.max_header_bytes:
@@ -202,14 +210,17 @@ class BoundedProtocol(HttpToolsProtocol):
         """Answer with an error, if an answer can be told apart from others, and take no more."""
         self._refused_at = self.loop.time()
         cycle: Any = self.cycle
-        waiting = cycle is not None and not cycle.response_complete
-        if waiting and (self.pipeline or cycle.response_started or not cycle.more_body):
-            self.transport.close()
-            return
-        if waiting:
+        if self._is_busy():
+            if not cycle.more_body:
+                # What came before it was in order: that is answered, and nothing else.
+                cycle.keep_alive = False
+                return
             # The application waits for a body that will not come.
             cycle.disconnected = True
             cycle.message_event.set()
+            if self.pipeline or cycle.response_started:
+                self.transport.close()
+                return
         body = msgspec.json.encode({"error": str(error), "type": type(error).__name__})
         headers = [
             *self.server_state.default_headers,

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from blindai.errors import ConnectionFailed, InvalidInput, LimitExceeded, Overloaded
+from blindai.server.protocol import ABORT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,6 +38,7 @@ class Request:
         receive: Of ASGI.
 
     Attributes:
+        abort: Ends the connection at once.
         method: "GET" and so on.
         raw_path: As it was sent, percent-encoded.
         http_version: "1.1" or "1.0".
@@ -48,6 +50,7 @@ class Request:
     __slots__ = (
         "_query",
         "_receive",
+        "abort",
         "headers",
         "http_version",
         "method",
@@ -59,6 +62,7 @@ class Request:
     def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
         self._receive = receive
         self._query: bytes = scope["query_string"]
+        self.abort: Callable[[], None] = scope["extensions"][ABORT]
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"]
         self.http_version: str = scope["http_version"]
@@ -176,14 +180,16 @@ class Request:
 
 
 async def linger(request: Request) -> None:
-    """Read and drop what a client still sends after its answer, within bounds."""
+    """Read and drop what a client still sends after its answer; end what does not end soon."""
     dropped = 0
     with contextlib.suppress(TimeoutError, ConnectionFailed):
         async with asyncio.timeout(_LINGER_SECONDS):
             async for chunk in request.chunks():
                 dropped += len(chunk)
                 if dropped > _LINGER_BYTES:
-                    return
+                    break
+    if request.unread:
+        request.abort()
 
 
 def _too_large(limit: int) -> LimitExceeded:

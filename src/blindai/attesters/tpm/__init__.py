@@ -1,4 +1,4 @@
-"""A TPM 2.0: `attester` quotes, `enrolment` gets a key certified, `device` and `keys` talk to it."""
+"""A TPM 2.0: `attester` quotes, `enrolment` gets its key certified, `device`, `keys` talk to it."""
 
 from __future__ import annotations
 

@@ -215,7 +215,8 @@ def _read_certificates(path: Path) -> bytes:
     try:
         return read_bounded(path, at_most=_MAX_CERTIFICATES)
     except OSError as error:
-        raise refused(f"certificates of the TPM's attestation key, {path}", error) from error
+        what = f"certificates of the TPM's attestation key, {path}"
+        raise refused(what, error) from error
 
 
 def _describe(connection: TpmConnection) -> dict[str, str]:

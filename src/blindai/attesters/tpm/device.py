@@ -14,7 +14,7 @@ import contextlib
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from blindai.errors import BlindAIError, ConfigurationError, EvidenceError, Overloaded
 
@@ -134,7 +134,7 @@ class TpmConnection:
         self.esapi = esapi
         self._transient: list[Any] = []
 
-    def __enter__(self) -> TpmConnection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

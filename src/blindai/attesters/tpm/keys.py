@@ -185,25 +185,15 @@ def _start_session(connection: TpmConnection, kind: Any) -> Any:
 
 def _hmac_template(tss: Any, policy: Any) -> Any:
     attributes = tss.TPMA_OBJECT
-    scheme = tss.TPMT_KEYEDHASH_SCHEME(
-        scheme=tss.TPM2_ALG.HMAC,
-        details=tss.TPMU_SCHEME_KEYEDHASH(hmac=tss.TPMS_SCHEME_HMAC(hashAlg=tss.TPM2_ALG.SHA256)),
-    )
-    return tss.TPM2B_PUBLIC(
-        tss.TPMT_PUBLIC(
-            type=tss.TPM2_ALG.KEYEDHASH,
-            nameAlg=tss.TPM2_ALG.SHA256,
-            # Without USERWITHAUTH the policy is the only way to use it.
-            objectAttributes=attributes.FIXEDTPM
-            | attributes.FIXEDPARENT
-            | attributes.SENSITIVEDATAORIGIN
-            | attributes.SIGN_ENCRYPT
-            | attributes.NODA,
-            authPolicy=policy,
-            parameters=tss.TPMU_PUBLIC_PARMS(
-                keyedHashDetail=tss.TPMS_KEYEDHASH_PARMS(scheme=scheme)
-            ),
-        )
+    return tss.TPM2B_PUBLIC.parse(
+        "hmac:sha256",
+        # Without USERWITHAUTH the policy is the only way to use it.
+        objectAttributes=attributes.FIXEDTPM
+        | attributes.FIXEDPARENT
+        | attributes.SENSITIVEDATAORIGIN
+        | attributes.SIGN_ENCRYPT
+        | attributes.NODA,
+        authPolicy=bytes(policy),
     )
 
 
