@@ -10,10 +10,14 @@ import stat
 import subprocess
 import sys
 
+import cbor2
+import jwt
 import numpy as np
 import pytest
 
 from blindai import errors
+from blindai.attestation.signed import load_private_key
+from blindai.attestation.wire import MEDIA_TYPE
 from blindai.cli import EXIT_CODES, exit_code
 
 
@@ -204,3 +208,36 @@ def test_help_lists_every_command(blindai):
     for command in ("serve", "verify", "upload", "run", "models", "delete", "demo", "evidence"):
         assert re.search(rf"^  {command}\b", done.stdout, re.MULTILINE)
     assert "Exit codes" in done.stdout
+
+
+def test_saved_evidence_verifies_again_without_the_server(blindai, server, tmp_path):
+    """What `--save` kept passes offline, and a changed byte in it does not."""
+    kept = tmp_path / "evidence.blindai"
+    assert blindai("verify", server.address, "--simulation", "--save", kept).returncode == 0
+    again = blindai("verify", "--bundle", kept, "--simulation", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["simulated"] is True
+
+    late = blindai("verify", "--bundle", kept, "--simulation", "--at", "2040-01-01T00:00:00Z")
+    assert late.returncode == 3
+    assert "expired" in late.stderr
+
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.write_bytes(content)
+    assert blindai("verify", "--bundle", kept, "--simulation").returncode == 3
+    assert blindai("verify", "--bundle", kept).returncode == 2
+
+
+def test_result_as_ear_and_evidence_as_cmw(blindai, server, tmp_path):
+    """`--ear` writes a JWT that the key signed, `--cmw` a record with the media type."""
+    key = tmp_path / "key.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True)
+    ear, cmw = tmp_path / "result.jwt", tmp_path / "evidence.cmw"
+    options = ("--ear", ear, "--ear-key", key, "--cmw", cmw)
+    done = blindai("verify", server.address, "--simulation", *options)
+    assert done.returncode == 0, done.stderr
+    payload = jwt.decode(ear.read_text(), load_private_key(key).public_key(), ["EdDSA"])
+    assert payload["submods"]["simulation"]["ear.status"] == "contraindicated"
+    assert cbor2.loads(cmw.read_bytes())[0] == MEDIA_TYPE
+    assert blindai("verify", server.address, "--simulation", "--ear", ear).returncode == 2

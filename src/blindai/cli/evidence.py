@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +11,7 @@ import click
 from blindai.attestation.model import Platform
 from blindai.attestation.steps import StepName, Steps
 from blindai.attestation.trust import VENDOR_ROOTS
+from blindai.cli.files import parse_time, read_bounded
 from blindai.cli.options import json_option
 from blindai.cli.verify import claims_to_json, print_steps
 from blindai.errors import AttestationError, BindingError, ConfigurationError
@@ -20,7 +20,6 @@ from blindai.platforms import ASSEMBLERS, VERIFIERS
 if TYPE_CHECKING:
     from blindai.attestation.model import Claims
 
-MAX_FILE_BYTES: Final = 8 << 20
 _NONCE_STEP: Final = StepName("nonce", "The hardware signed the nonce that was given")
 _NO_POLICY: Final = (
     "No policy was applied: this says that the hardware is genuine, not what it runs is good."
@@ -90,43 +89,6 @@ def evidence(
         click.echo(f"not needed, ignored: {name}")
     click.secho(f"\nAUTHENTIC: {platform} evidence, verified as of {now.isoformat()}.", fg="green")
     click.echo(_NO_POLICY)
-
-
-def parse_time(text: str | None) -> datetime:
-    """Return the moment that an option names; now, where it names none.
-
-    Raises:
-        ConfigurationError: If it is no RFC 3339 time with a time zone.
-    """
-    if text is None:
-        return datetime.now(UTC)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        msg = f"--at: expected a time such as 2026-03-31T12:00:00Z, found {text!r}"
-        raise ConfigurationError(msg) from error
-    if moment.tzinfo is None:
-        msg = f"--at: {text!r} has no time zone; add Z for UTC"
-        raise ConfigurationError(msg)
-    return moment
-
-
-def read_bounded(path: Path) -> bytes:
-    """Return a file's content, if it is not too large for anything that is evidence.
-
-    Raises:
-        ConfigurationError: If it cannot be read or is too large.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        msg = f"cannot read {path}: {error.strerror}"
-        raise ConfigurationError(msg) from error
-    if len(content) > MAX_FILE_BYTES:
-        msg = f"{path} is larger than {MAX_FILE_BYTES:,} bytes: no evidence is"
-        raise ConfigurationError(msg)
-    return content
 
 
 def _parse_nonce(text: str | None) -> bytes | None:

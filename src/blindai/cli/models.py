@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
+from blindai.cli.files import write_file
 from blindai.cli.options import Target, json_option, server_option, target_options, token_option
 from blindai.errors import ConfigurationError
 
@@ -73,7 +74,7 @@ def run(
         arrays = dict(result)
         _mark_simulation(client.attestation, as_json=as_json)
     if output is not None:
-        _save_npz(output, arrays)
+        write_file(output, _to_npz(arrays))
     if as_json:
         outputs = {
             key: {"dtype": str(a.dtype), "shape": list(a.shape), "data": _plain(a)}
@@ -155,19 +156,10 @@ def _load_input(argument: str) -> tuple[str, np.ndarray[Any, Any]]:
     return name, array
 
 
-def _save_npz(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    # Written whole or not at all: beside the target first, then renamed.
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **dict(arrays))  # type: ignore[arg-type]
-        temporary.replace(path)
-    except OSError as error:
-        msg = f"--output: cannot write {path}: {error.strerror}"
-        raise ConfigurationError(msg) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def _to_npz(arrays: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
+    return buffer.getvalue()
 
 
 def _plain(array: np.ndarray[Any, Any]) -> list[Any]:

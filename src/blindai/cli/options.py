@@ -43,21 +43,29 @@ class Target:
         """Verify the server and return a client that talks to it alone."""
         return blindai.connect(
             self.server,
-            policy=self._load_policy(),
-            simulation=self.simulation,
+            policy=self.load_policy(),
             proxy=self.proxy,
             timeout=self.timeout,
             token=token,
         )
 
-    def _load_policy(self) -> blindai.Policy | None:
-        signed_by = load_public_key(self.policy_key) if self.policy_key else None
-        if self.policy is not None:
-            return blindai.Policy.load(self.policy, signed_by=signed_by)
-        if signed_by is not None:
+    def load_policy(self) -> blindai.Policy | None:
+        """Return the policy that the options name; `None` where they name none.
+
+        Raises:
+            ConfigurationError: If they contradict each other.
+            PolicyError: If the policy cannot be used, or is not signed by the key given.
+        """
+        if self.policy is None and self.policy_key is not None:
             msg = "--policy-key says who has to have signed the policy: give --policy too"
             raise ConfigurationError(msg)
-        return None
+        if self.policy is None:
+            return blindai.Policy.simulation() if self.simulation else None
+        if self.simulation:
+            msg = "--simulation is a policy of its own: give either it or --policy"
+            raise ConfigurationError(msg)
+        signed_by = load_public_key(self.policy_key) if self.policy_key else None
+        return blindai.Policy.load(self.policy, signed_by=signed_by)
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from blindai.attestation.draft import BANNER, diff_policies, explain_policy
 from blindai.attestation.legacy import import_policy
 from blindai.attestation.policy import Policy
 from blindai.attestation.signed import SUFFIX, load_private_key, sign_policy
-from blindai.cli.evidence import read_bounded
+from blindai.cli.files import read_bounded, write_file
 from blindai.cli.options import json_option
 from blindai.client.inspection import draft_from_server
 from blindai.errors import ConfigurationError, PolicyError
@@ -99,11 +99,7 @@ def sign(file: Path, *, key: Path) -> None:
     Policy.load(file)  # nothing that would be refused later is signed
     signature = sign_policy(read_bounded(file), load_private_key(key))
     target = file.with_name(file.name + SUFFIX)
-    try:
-        target.write_bytes(signature)
-    except OSError as error:
-        msg = f"cannot write {target}: {error.strerror}"
-        raise ConfigurationError(msg) from error
+    write_file(target, signature)
     click.echo(f"wrote {target}")
 
 

@@ -3,30 +3,74 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import blindai
+from blindai.attestation.interop import to_cmw, to_ear
+from blindai.attestation.signed import load_private_key
+from blindai.attestation.stored import StoredEvidence
+from blindai.cli.files import parse_time, read_bounded, write_file
 from blindai.cli.options import Target, json_option, target_options
-from blindai.errors import AppraisalError, AttestationError
+from blindai.errors import AppraisalError, AttestationError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from blindai.attestation.model import AttestationResult, Claims
 
 _COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
 
 
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
 @click.command()
 @click.argument("server", metavar="HOST:PORT", default="localhost:50051")
 @target_options
 @click.option("--explain", is_flag=True, help="Show what each step compared, and its manual.")
+@click.option("--save", type=_file, help="Keep what the server showed, to verify it again.")
+@click.option("--bundle", type=_file, help="Verify what --save kept, without a network.")
+@click.option("--at", metavar="RFC3339", help="With --bundle: the moment to verify at.")
+@click.option("--ear", type=_file, help="Write the result as an EAT Attestation Result (JWT).")
+@click.option("--ear-key", type=_file, help="With --ear: Ed25519 key (PEM) of whoever vouches.")
+@click.option("--cmw", type=_file, help="Write the evidence as a CMW record (RFC 9999, CBOR).")
 @json_option
-def verify(target: Target, *, explain: bool, as_json: bool) -> None:
+def verify(
+    target: Target,
+    *,
+    explain: bool,
+    save: Path | None,
+    bundle: Path | None,
+    at: str | None,
+    ear: Path | None,
+    ear_key: Path | None,
+    cmw: Path | None,
+    as_json: bool,
+) -> None:
     """Verify the server at HOST:PORT against a policy, and send it nothing else."""
-    with target.connect() as client:
-        result = client.attestation
+    if (ear is None) != (ear_key is None):
+        msg = "--ear and --ear-key belong together: somebody has to vouch for the result"
+        raise ConfigurationError(msg)
+    if bundle is not None:
+        result, shown = _verify_stored(target, bundle, parse_time(at))
+    elif at is not None:
+        msg = "--at belongs to --bundle: a server that answers now is verified now"
+        raise ConfigurationError(msg)
+    else:
+        with target.connect() as client:
+            result, shown = client.attestation, client.evidence
+    if save is not None:
+        write_file(save, shown.dump())
+    if cmw is not None:
+        write_file(cmw, to_cmw(shown.bundle))
+    if ear is not None and ear_key is not None:
+        version = blindai.__version__
+        token = to_ear(result, load_private_key(ear_key), developer="BlindAI", build=version)
+        write_file(ear, token.encode())
     if as_json:
         click.echo(json.dumps(result_to_json(result)))
         return
@@ -35,6 +79,24 @@ def verify(target: Target, *, explain: bool, as_json: bool) -> None:
     click.secho(verdict(result), fg="yellow" if result.simulated else "green", bold=True)
     for line in str(result).splitlines()[1:]:
         click.echo(line)
+
+
+def _verify_stored(
+    target: Target, path: Path, now: datetime
+) -> tuple[AttestationResult, StoredEvidence]:
+    policy = target.load_policy()
+    if policy is None:
+        msg = "--bundle: say what to accept with --policy FILE or --simulation"
+        raise ConfigurationError(msg)
+    shown = StoredEvidence.parse(read_bounded(path))
+    result = blindai.verify(
+        shown.bundle,
+        policy,
+        nonce=shown.nonce,
+        now=now,
+        peer_certificate=shown.peer_certificate,
+    )
+    return result, shown
 
 
 def verdict(result: AttestationResult) -> str:

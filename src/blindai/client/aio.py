@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from blindai.attestation.model import AttestationResult
     from blindai.attestation.policy import Policy
+    from blindai.attestation.stored import StoredEvidence
     from blindai.client.messages import Request
     from blindai.client.results import ModelInfo, Result
 
@@ -130,6 +131,11 @@ class AsyncClient:
     def attestation(self) -> AttestationResult:
         """What was verified, and until when it holds."""
         return self._established().attestation
+
+    @property
+    def evidence(self) -> StoredEvidence:
+        """What the server showed for `attestation`; `.dump()` is a file to verify again."""
+        return self._established().shown
 
     @property
     def ssl_context(self) -> ssl.SSLContext:

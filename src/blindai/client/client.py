@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from blindai.attestation.model import AttestationResult
     from blindai.attestation.policy import Policy
+    from blindai.attestation.stored import StoredEvidence
     from blindai.client.messages import Request, Response
     from blindai.client.results import ModelInfo, Result
 
@@ -118,6 +119,11 @@ class Client:
     def attestation(self) -> AttestationResult:
         """What was verified, and until when it holds."""
         return self._channel.attestation
+
+    @property
+    def evidence(self) -> StoredEvidence:
+        """What the server showed for `attestation`; `.dump()` is a file to verify again."""
+        return self._channel.shown
 
     @property
     def ssl_context(self) -> ssl.SSLContext:

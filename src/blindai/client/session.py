@@ -25,6 +25,7 @@ from blindai.attestation.model import (
     Platform,
 )
 from blindai.attestation.policy import Acceptance, Policy
+from blindai.attestation.stored import StoredEvidence
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
 from blindai.channel.tls import pinned_context, unverified_context
 from blindai.client.address import (
@@ -67,10 +68,12 @@ class Channel:
 
     Attributes:
         attestation: What was verified.
+        shown: What the server showed for it, to be stored and verified again.
         ssl_context: Shakes hands with the holder of the attested key, and nobody else.
     """
 
     attestation: AttestationResult
+    shown: StoredEvidence
     ssl_context: ssl.SSLContext
 
 
@@ -147,8 +150,8 @@ class Session:
             current = self.current()
             if current is not None and current is not stale:
                 return current
-            attestation = self._attest()
-            channel = Channel(attestation, pinned_context(attestation.certificate))
+            attestation, shown = self._attest()
+            channel = Channel(attestation, shown, pinned_context(attestation.certificate))
             self._channel = channel
             return channel
 
@@ -185,7 +188,7 @@ class Session:
         self._check_evidence_response(response)
         return wire.parse_bundle(bytes(response.body)), peer
 
-    def _attest(self) -> AttestationResult:
+    def _attest(self) -> tuple[AttestationResult, StoredEvidence]:
         nonce = secrets.token_bytes(NONCE_SIZE)
         bundle, peer = self.fetch_evidence(nonce)
         now = self._clock()
@@ -209,7 +212,7 @@ class Session:
                 f"now it is {now:%Y-%m-%d %H:%M:%S}Z"
             )
             raise BindingError(msg)
-        return result
+        return result, StoredEvidence(bundle, nonce, peer)
 
     def _policy_missing(self, platform: Platform, error: AppraisalError) -> AppraisalError:
         msg = (

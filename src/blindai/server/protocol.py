@@ -115,7 +115,8 @@ class BoundedProtocol(HttpToolsProtocol):
             error = Overloaded(f"expected at most {_MAX_PIPELINED} pipelined requests")
             self._fail(error, HTTPStatus.SERVICE_UNAVAILABLE)
         super().on_headers_complete()
-        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[typeddict-item]
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+        scope["extensions"] = {ABORT: self.transport.abort}
         self._progress = True
         self._headers_since = None
         self._in_body = True
@@ -189,7 +190,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_busy(self) -> bool:
         """Return whether a request is waiting for its answer, or for the rest of it."""
         cycle: Any = self.cycle
-        return cycle is not None and not cycle.response_complete
+        return cycle is not None and not cycle.response_complete and not cycle.disconnected
 
     def _count_header(self, size: int) -> None:
         self._header_bytes += size
