@@ -8,7 +8,7 @@ LOCKS  := client server dev
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench bench-quick lock clean
+.PHONY: help hardware demo test lint format docs bench bench-quick lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | sort | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,17 @@ $(VENV)/.demo: requirements/demo.txt $(VENV)/.dev
 	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/demo.txt; \
 	fi
 	@touch $@
+
+# Compiles against the TPM software stack: see .ci/run for the system packages.
+$(VENV)/.hardware: requirements/hardware.txt $(VENV)/.dev
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/hardware.txt; \
+	else \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/hardware.txt; \
+	fi
+	@touch $@
+
+hardware: $(VENV)/.hardware ## Install what the tests of the TPM and of configfs-tsm need
 
 demo: $(VENV)/.demo ## Serve, verify and use a real model, in simulation
 	@$(BIN)/blindai demo
@@ -65,6 +76,7 @@ lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without in
 	@$(COMPILE) pyproject.toml -o requirements/client.txt
 	@$(COMPILE) pyproject.toml --extra server -o requirements/server.txt
 	@$(COMPILE) pyproject.toml --extra server --group dev -o requirements/dev.txt
+	@$(COMPILE) --group pyproject.toml:hardware -o requirements/hardware.txt
 	@$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
 
 clean: ## Remove what the targets made

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from blindai.attestation import wire
+from blindai.attestation.certs import parse_certificates
 from blindai.attestation.model import Platform
 from blindai.attestation.policy import Acceptance, Pattern, Policy
 from blindai.attestation.steps import Steps
@@ -41,8 +42,6 @@ class SnpKernel(tsmfs.FakeTsm):
         self.leaf = leaf
 
     def _issuers(self):
-        from blindai.attestation.certs import parse_certificates
-
         return parse_certificates(self.vendor.attest(bytes(64)).attachments["certificates"])[1:]
 
     def report(self, inblob, level):

@@ -13,6 +13,11 @@ import subprocess
 import threading
 import time
 
+try:
+    import mfusepy
+except (ImportError, OSError):  # the tests that need it are skipped
+    mfusepy = None
+
 WRITABLE = {"inblob", "privlevel"}
 READABLE = {"outblob", "auxblob", "provider", "generation", "privlevel_floor"}
 
@@ -21,11 +26,7 @@ def missing():
     """Return what is missing to mount a file system; nothing if it can be mounted."""
     if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse, usable by this user"
-    try:
-        import mfusepy  # noqa: F401
-    except (ImportError, OSError) as error:
-        return str(error)
-    return ""
+    return "" if mfusepy else "mfusepy, or libfuse"
 
 
 class FakeTsm:
@@ -64,93 +65,87 @@ class FakeTsm:
 
     @staticmethod
     def error(number):
-        import mfusepy
-
         return mfusepy.FuseOSError(number)
 
+    def exists(self, name):
+        return name in WRITABLE | READABLE and not (
+            name == "privlevel_floor" and self.floor is None
+        )
 
-def _operations(tsm):
-    import mfusepy
+    def value(self, entry, name):
+        if name not in ("outblob", "auxblob"):
+            values = {
+                "provider": self.provider,
+                "generation": entry["generation"],
+                "privlevel_floor": self.floor,
+            }
+            return f"{values[name]}\n".encode()
+        if not entry["inblob"]:
+            raise self.error(errno.EINVAL)
+        if "report" not in entry:
+            self.before_report(entry)
+            entry["report"] = self.make(entry["inblob"], entry["level"])
+        return entry["report"][name == "auxblob"]
 
-    class Operations(mfusepy.Operations):
-        use_ns = True
 
-        def getattr(self, path, fh=None):
-            _, name = tsm.split(path)
-            times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), time.time_ns())
-            if name is None:
-                return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2, **times}
-            if name in WRITABLE:
-                mode = 0o200
-            elif name in READABLE and not (name == "privlevel_floor" and tsm.floor is None):
-                mode = 0o400
-            else:
-                raise tsm.error(errno.ENOENT)
-            return {"st_mode": stat.S_IFREG | mode, "st_nlink": 1, "st_size": 4096, **times}
+class Operations(mfusepy.Operations if mfusepy else object):
+    """The file system's operations, as libfuse calls them."""
 
-        def readdir(self, path, fh):
-            entry, _ = tsm.split(path)
-            return [".", "..", *sorted(tsm.entries if entry is None else WRITABLE | READABLE)]
+    use_ns = True
 
-        def mkdir(self, path, mode):
-            tsm.check("mkdir")
-            tsm.made += 1
-            tsm.entries[path.strip("/")] = {"inblob": b"", "level": 0, "generation": 0}
-            return 0
+    def __init__(self, tsm):
+        self.tsm = tsm
 
-        def rmdir(self, path):
-            tsm.split(path)
-            del tsm.entries[path.strip("/")]
-            return 0
+    def getattr(self, path, fh=None):
+        _, name = self.tsm.split(path)
+        times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), time.time_ns())
+        if name is None:
+            return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2, **times}
+        if not self.tsm.exists(name):
+            raise self.tsm.error(errno.ENOENT)
+        mode = stat.S_IFREG | (0o200 if name in WRITABLE else 0o400)
+        return {"st_mode": mode, "st_nlink": 1, "st_size": 4096, **times}
 
-        def open(self, path, flags):
-            return 0
+    def readdir(self, path, fh):
+        entry, _ = self.tsm.split(path)
+        return [".", "..", *sorted(self.tsm.entries if entry is None else WRITABLE | READABLE)]
 
-        def write(self, path, data, offset, fh):
-            entry, name = tsm.split(path)
-            tsm.check(name)
-            if name == "inblob":
-                if len(data) > 64:
-                    raise tsm.error(errno.EINVAL)
-                entry["inblob"] = bytes(data)
-            elif int(data) < (tsm.floor or 0):
-                raise tsm.error(errno.EINVAL)
-            else:
-                entry["level"] = int(data)
-            entry["generation"] += 1
-            return len(data)
+    def mkdir(self, path, mode):
+        self.tsm.check("mkdir")
+        self.tsm.made += 1
+        self.tsm.entries[path.strip("/")] = {"inblob": b"", "level": 0, "generation": 0}
+        return 0
 
-        def read(self, path, size, offset, fh):
-            entry, name = tsm.split(path)
-            tsm.check(name)
-            if name in ("outblob", "auxblob"):
-                if not entry["inblob"]:
-                    raise tsm.error(errno.EINVAL)
-                if "report" not in entry:
-                    tsm.before_report(entry)
-                    entry["report"] = tsm.make(entry["inblob"], entry["level"])
-                content = entry["report"][name == "auxblob"]
-            else:
-                values = {
-                    "provider": f"{tsm.provider}\n",
-                    "generation": f"{entry['generation']}\n",
-                    "privlevel_floor": f"{tsm.floor}\n",
-                }
-                content = values[name].encode()
-            return content[offset : offset + size]
+    def rmdir(self, path):
+        self.tsm.split(path)
+        del self.tsm.entries[path.strip("/")]
+        return 0
 
-    return Operations()
+    def open(self, path, flags):
+        return 0
+
+    def write(self, path, data, offset, fh):
+        entry, name = self.tsm.split(path)
+        self.tsm.check(name)
+        if len(data) > 64 or (name == "privlevel" and int(data) < (self.tsm.floor or 0)):
+            raise self.tsm.error(errno.EINVAL)
+        entry.update({"inblob": bytes(data)} if name == "inblob" else {"level": int(data)})
+        entry["generation"] += 1
+        return len(data)
+
+    def read(self, path, size, offset, fh):
+        entry, name = self.tsm.split(path)
+        self.tsm.check(name)
+        return self.tsm.value(entry, name)[offset : offset + size]
 
 
 @contextlib.contextmanager
 def mounted(tsm, folder):
     """Mount `tsm` at `folder` until the end of the block."""
-    import mfusepy
-
     folder.mkdir(parents=True)
     thread = threading.Thread(
         target=mfusepy.FUSE,
-        args=(_operations(tsm), str(folder)),
+        args=(Operations(tsm), str(folder)),
         kwargs={"foreground": True, "nothreads": True, "direct_io": True},
         daemon=True,
     )

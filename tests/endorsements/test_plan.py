@@ -1,7 +1,7 @@
 """What is planned for evidence, and what is attached to it: pure."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -10,12 +10,14 @@ from blindai.attestation.model import Evidence, Platform
 from blindai.endorsements import Answer, EndorsementSettings, Kind, attach, lifetimes, plan
 from blindai.endorsements.nvidia import CHIP_SKU, PROJECT, PROJECT_SKU, rim_identifiers
 from blindai.errors import ConfigurationError, EndorsementError, EvidenceError
+from blindai.platforms import ASSEMBLERS
 from blindai.platforms.nvidia.report import CHIP_INFO, DRIVER_VERSION, parse_report
 from blindai.testing import FAKES
 from blindai.testing.fake_dcap import FakeIntelSGX, FakeIntelTDX
 from blindai.testing.fake_nvidia import FakeNVIDIA
 from blindai.testing.fake_sev_snp import FakeAMD, pack_certificate_table
 from tests.endorsements.services import AMD, NVIDIA, Intel, bare
+from tests.platforms.vectors import load_cases, read, requires_vectors
 
 SETTINGS = EndorsementSettings()
 NOTHING = EndorsementSettings(
@@ -227,3 +229,29 @@ def test_nvidia_reports_cannot_choose_an_address(value):
     board = {PROJECT: value, PROJECT_SKU: b"0210", CHIP_SKU: b"886"}
     changed = replace(report, opaque={**report.opaque, **board})
     assert "rim_vbios" not in rim_identifiers(changed, chain)
+
+
+@requires_vectors
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("nvidia-gpu-36", f"{NVIDIA.RIM}/NV_GPU_DRIVER_GH100_550.90.07"),
+        ("nvidia-gpu-36", f"{NVIDIA.RIM}/NV_GPU_VBIOS_1010_0200_882_96009F0001"),
+        ("sev-snp-17", "https://kdsintf.amd.com/vlek/v1/Milan/cert_chain"),
+        ("sev-snp-19", "https://kdsintf.amd.com/vcek/v1/Turin/cert_chain"),
+        (
+            "tdx-13",
+            "https://api.trustedservices.intel.com/tdx/certification/v4/tcb?fmspc=B0C06F000000",
+        ),
+    ],
+)
+def test_addresses_for_real_evidence(case, expected):
+    """For what real hardware signed, the addresses are those of the vendors' own tools."""
+    platform = case.rpartition("-")[0]
+    (found,) = (each for each in load_cases(platform) if each["id"] == case)
+    names = ("chain", "collateral", "leaf")
+    extras = [read(found[name]) for name in names if name in found]
+    evidence, _ = ASSEMBLERS[Platform(platform)](read(found["evidence"]), extras)
+    wants = plan(evidence, SETTINGS, datetime(2025, 12, 1, tzinfo=UTC))
+    urls = {request.url for want in wants for option in want.options for request in option}
+    assert expected in urls

@@ -42,6 +42,8 @@ AMBIGUOUS = [
     b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
     LIVE + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nab",
     LIVE + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    LIVE + b"Host: b\r\n\r\n",
+    LIVE + b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"\x00" * 100 + b"\r\n\r\n",
     b"no http at all\r\n\r\n",
@@ -147,6 +149,10 @@ def test_endless_chunk_extension(server):
                 connection.sendall(b"a" * 10_000)
 
 
+# Wrong in itself, but where it ends is beyond doubt.
+WELL_FRAMED = [a for a in AMBIGUOUS if a == NO_HOST or b"Host: b" in a or b"Bearer" in a]
+
+
 @pytest.fixture(scope="module")
 def answers(server):
     """What the server says to each of them, asked side by side: each lingers a second."""
@@ -161,7 +167,7 @@ def test_ambiguous_framing(answers, ambiguous):
     answer = answers[ambiguous]
     assert status_of(answer) == 400
     assert b'"type":"InvalidInput"' in answer
-    if ambiguous != NO_HOST:  # which is framed like any other request
+    if ambiguous not in WELL_FRAMED:
         assert b'"live"' not in answer
 
 

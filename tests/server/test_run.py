@@ -112,6 +112,21 @@ def test_signal_stops_what_takes_too_long(models):
     assert (replies[0].status, replies[0].error) == (503, "Overloaded")
 
 
+def test_signal_ends_a_stalled_upload(models):
+    """An upload that does not go on holds nothing up beyond the grace."""
+    server = Subprocess(models, 0.5)
+    with tls(server) as connection:
+        connection.sendall(
+            b"PUT /blindai/v1/models/a HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n"
+            b"Authorization: Bearer 0123456789abcdef\r\n\r\nabc"
+        )
+        time.sleep(0.5)
+        server.process.terminate()
+        began = time.monotonic()
+        assert server.end() == ""
+        assert time.monotonic() - began < 10
+
+
 def test_no_core_dump(models):
     """A process that serves never leaves its memory on a disk."""
     server = Subprocess(models, 1)

@@ -156,14 +156,14 @@ def fetch_td_quote(td_report: bytes, *, host: str = _METADATA_HOST) -> bytes:
 def probe(machine: Machine) -> Finding:
     """Look for a TPM that holds a paravisor's report."""
     looked_for = f"{machine.tcti} with NV index {HCL_REPORT:#x}"
-    properties = find_tpm(Platform.AZURE_VTPM, machine)
+    properties = find_tpm(Platform.AZURE_VTPM, machine, _ADVICE)
     if isinstance(properties, Finding):
         return Finding(
             Platform.AZURE_VTPM,
             available=False,
             looked_for=looked_for,
             found=properties.found,
-            advice=_ADVICE,
+            advice=properties.advice,
         )
     try:
         report = parse_hcl_report(TpmDevice(machine.tcti).run(_read_hcl_report))

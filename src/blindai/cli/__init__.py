@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from blindai.cli import demo, evidence, models, policy, serve, verify
+from blindai.cli import demo, doctor, evidence, models, policy, serve, verify
 from blindai.errors import (
     AccessDenied,
     AttestationError,
@@ -58,6 +58,7 @@ for _command in (
     models.run,
     models.models,
     models.delete,
+    doctor.doctor,
     demo.demo,
 ):
     cli.add_command(_command)

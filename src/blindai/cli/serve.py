@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from blindai.attestation.model import Platform
-from blindai.attesters import create_attester
+from blindai.attesters import Machine, create_attester
 from blindai.cli.options import json_option
+from blindai.endorsements import Endorser, HttpsGet, Stapler
 from blindai.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ _TOKEN_FILE_MODE = 0o600
 @click.command()
 @click.option(
     "--platform",
-    required=True,
-    help="What makes the evidence: simulation, or the trusted hardware of this machine.",
+    help="What makes the evidence; by default the trusted hardware that is found. "
+    "simulation protects nothing and has to be named.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -52,15 +53,34 @@ _TOKEN_FILE_MODE = 0o600
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the upload token to this file (mode 0600) instead of printing it.",
 )
+@click.option(
+    "--tpm",
+    metavar="TCTI",
+    help="How the TPM is reached; by default the kernel's resource manager, /dev/tpmrm0.",
+)
+@click.option(
+    "--ak-certificates",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Certificate chain (PEM) of the TPM's attestation key, from whoever enrolled it.",
+)
+@click.option(
+    "--fetch-endorsements/--no-fetch-endorsements",
+    default=True,
+    show_default=True,
+    help="Ask the hardware's vendors for what verifies this machine, and show it along.",
+)
 @json_option
 def serve(
-    platform: str,
+    platform: str | None,
     *,
     host: str,
     port: int,
     public_port: int,
     models_dir: Path | None,
     token_file: Path | None,
+    tpm: str | None,
+    ak_certificates: Path | None,
+    fetch_endorsements: bool,
     as_json: bool,
 ) -> None:
     """Serve models to clients that verify this machine first.
@@ -76,7 +96,7 @@ def serve(
         msg = f"the server needs {error.name}; install it with: pip install 'blindai[server]'"
         raise ConfigurationError(msg) from error
 
-    attester = create_attester(platform)
+    attester = create_attester(platform, Machine(tpm=tpm, ak_certificates=ak_certificates))
     config = ServerConfig(
         platform=attester.platform,
         host=host,
@@ -91,7 +111,9 @@ def serve(
     def announce(ready: Ready) -> None:
         _announce(ready, attester.platform, None if token_file else token, as_json=as_json)
 
-    run(config, attester, access=Access(token), on_ready=announce)
+    endorser = Endorser(get=HttpsGet() if fetch_endorsements else None)
+    with Stapler(attester, endorser) as stapling:
+        run(config, stapling, access=Access(token), on_ready=announce)
 
 
 def _announce(ready: Ready, platform: Platform, token: str | None, *, as_json: bool) -> None:

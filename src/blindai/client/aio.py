@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from blindai.attestation.stored import StoredEvidence
     from blindai.client.messages import Request
     from blindai.client.results import ModelInfo, Result
+    from blindai.endorsements import Endorser
 
 T = TypeVar("T")
 
@@ -84,6 +85,8 @@ class AsyncClient:
         max_response_bytes: Greatest answer that is accepted.
         clock: Returns the time, with a time zone; the machine's clock by default.
         anchors: The vendors' roots that count; tests bring their own.
+        endorser: Completes evidence with what the vendors say; default: one that asks them
+            over HTTPS for what the server did not staple. `Endorser()` asks nobody.
 
     Raises:
         ConfigurationError: If the arguments or the policy cannot be used.
@@ -102,6 +105,7 @@ class AsyncClient:
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         clock: Callable[[], datetime] | None = None,
         anchors: Anchors = VENDOR_ROOTS,
+        endorser: Endorser | None = None,
     ) -> None:
         resolved = resolve_policy(policy, simulation=simulation)
         self._session = Session(
@@ -112,6 +116,7 @@ class AsyncClient:
             timeout=timeout,
             clock=clock,
             anchors=anchors,
+            endorser=endorser,
         )
         self._max_response_bytes = max_response_bytes
         self._channel: Channel | None = None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from blindai.attestation.stored import StoredEvidence
     from blindai.client.messages import Request, Response
     from blindai.client.results import ModelInfo, Result
+    from blindai.endorsements import Endorser
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ def connect(  # noqa: PLR0913 - all but one are keywords
     max_response_bytes: int = MAX_RESPONSE_BYTES,
     clock: Callable[[], datetime] | None = None,
     anchors: Anchors = VENDOR_ROOTS,
+    endorser: Endorser | None = None,
 ) -> Client:
     """Verify a server and return a client that talks to it, and to nobody else.
 
@@ -68,6 +70,8 @@ def connect(  # noqa: PLR0913 - all but one are keywords
         max_response_bytes: Greatest answer that is accepted.
         clock: Returns the time, with a time zone; the machine's clock by default.
         anchors: The vendors' roots that count; tests bring their own.
+        endorser: Completes evidence with what the vendors say; default: one that asks them
+            over HTTPS for what the server did not staple. `Endorser()` asks nobody.
 
     Raises:
         AttestationError: If the server is not to be trusted; it was sent nothing.
@@ -82,6 +86,7 @@ def connect(  # noqa: PLR0913 - all but one are keywords
         timeout=timeout,
         clock=clock,
         anchors=anchors,
+        endorser=endorser,
     )
     client = Client(session, token=token, max_response_bytes=max_response_bytes)
     if client.attestation.simulated:

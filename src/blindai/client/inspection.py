@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from blindai.attestation.draft import draft_policy
 from blindai.attestation.steps import Steps
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
 from blindai.client.session import Session
+from blindai.endorsements import Endorser, HttpsGet
 from blindai.errors import EvidenceError
 from blindai.platforms import VERIFIERS
 from blindai.verify import verify
@@ -37,11 +39,21 @@ def draft_from_server(
         AttestationError: If what it shows is not genuine.
         ConnectionFailed: If it cannot be reached.
     """
-    nonce, now = secrets.token_bytes(NONCE_SIZE), datetime.now(UTC)
+    nonce = secrets.token_bytes(NONCE_SIZE)
     bundle, peer = Session(address, None, proxy=proxy).fetch_evidence(nonce)
-    shown = [_authentic(e, now, anchors) for e in (bundle.evidence, *bundle.devices)]
-    policy = draft_policy(shown)
-    verify(bundle, policy, nonce=nonce, now=now, peer_certificate=peer, anchors=anchors)
+    completed = Endorser(get=HttpsGet()).complete(bundle, datetime.now(UTC))
+    now = datetime.now(UTC)
+    policy = draft_policy([_authentic(e, now, anchors) for e in completed.evidence])
+    verify(
+        completed.bundle,
+        policy,
+        nonce=nonce,
+        now=now,
+        peer_certificate=peer,
+        anchors=anchors,
+        # At the present: a draft does not tolerate what is stale.
+        endorsed=replace(completed.endorsed, at=None, devices_at=()),
+    )
     return policy
 
 

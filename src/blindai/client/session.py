@@ -39,6 +39,7 @@ from blindai.client.answers import printable, retry_after
 from blindai.client.connection import Deadline, open_connection
 from blindai.client.failures import explain
 from blindai.client.messages import Request, Response
+from blindai.endorsements import Endorser, HttpsGet
 from blindai.errors import (
     AppraisalError,
     BindingError,
@@ -88,6 +89,8 @@ class Session:
         timeout: Seconds for fetching evidence.
         clock: Returns the time, with a time zone.
         anchors: The vendors' roots that count.
+        endorser: Completes evidence with what the vendors say; default: one that asks them
+            over HTTPS for what the server did not staple. `Endorser()` asks nobody.
 
     Raises:
         ConfigurationError: If an argument cannot be used.
@@ -103,6 +106,7 @@ class Session:
         timeout: float = 60.0,
         clock: Callable[[], datetime] | None = None,
         anchors: Anchors = VENDOR_ROOTS,
+        endorser: Endorser | None = None,
     ) -> None:
         if not 0 < timeout <= _MAX_TIMEOUT:
             msg = f"expected a timeout above 0 and up to {_MAX_TIMEOUT:g} seconds, found {timeout}"
@@ -115,6 +119,7 @@ class Session:
         self.timeout = timeout
         self._clock = clock or _now
         self._anchors = anchors
+        self._endorser = endorser or Endorser(get=HttpsGet())
         self._lock = threading.Lock()
         self._channel: Channel | None = None
 
@@ -190,7 +195,10 @@ class Session:
 
     def _attest(self) -> tuple[AttestationResult, StoredEvidence]:
         nonce = secrets.token_bytes(NONCE_SIZE)
-        bundle, peer = self.fetch_evidence(nonce)
+        shown, peer = self.fetch_evidence(nonce)
+        completed = self._endorser.complete(shown, self._clock())
+        bundle = completed.bundle
+        # After it: what a vendor has just signed would otherwise be of the future.
         now = self._clock()
         policy = _NO_POLICY if self.policy is None else self.policy
         try:
@@ -201,6 +209,7 @@ class Session:
                 now=now,
                 peer_certificate=peer,
                 anchors=self._anchors,
+                endorsed=completed.endorsed,
             )
         except AppraisalError as error:
             if self.policy is not None or bundle.evidence.platform is Platform.SIMULATION:

@@ -65,6 +65,16 @@ class Completed:
     bundle: EvidenceBundle
     endorsed: Endorsed
 
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        """The machine's evidence, then that of each device, with all that was attached."""
+        devices = zip(self.bundle.devices, self.endorsed.device_attachments, strict=True)
+        completed = (
+            replace(device, attachments={**device.attachments, **extra})
+            for device, extra in devices
+        )
+        return self.bundle.evidence, *completed
+
 
 class Endorser:
     """Completes evidence, and keeps what it fetched. Thread-safe.

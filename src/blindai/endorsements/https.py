@@ -37,7 +37,8 @@ class HttpsGet:
 
     Args:
         timeout: Seconds for one exchange, connecting included.
-        context: Decides whom to trust; default: the authorities that the machine trusts.
+        context: Decides whom to trust; default: the authorities that the machine trusts,
+            read when the first request is made.
         max_bytes: Largest body that is accepted.
         monotonic: Returns seconds that never go back.
     """
@@ -54,7 +55,7 @@ class HttpsGet:
             msg = f"timeout: expected more than 0 seconds, found {timeout}"
             raise ConfigurationError(msg)
         self._timeout = timeout
-        self._context = context or ssl.create_default_context()
+        self._context = context
         self._max_bytes = max_bytes
         self._monotonic = monotonic
 
@@ -86,6 +87,8 @@ class HttpsGet:
     def _connect(self, host: str, port: int, deadline: _Deadline) -> ssl.SSLSocket:
         sock = socket.create_connection((host, port), deadline.left())
         try:
+            if self._context is None:
+                self._context = ssl.create_default_context()
             sock.settimeout(deadline.left())
             return self._context.wrap_socket(sock, server_hostname=host)
         except BaseException:

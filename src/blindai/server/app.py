@@ -212,6 +212,9 @@ def _check_framing(request: Request) -> Response | None:
     headers = request.headers
     if request.http_version == "1.1" and b"host" not in headers:
         return error_response(InvalidInput("expected a Host header"))
+    if request.repeated:
+        names = ", ".join(sorted(name.decode() for name in request.repeated))
+        return error_response(InvalidInput(f"expected once, came more often: {names}"))
     encoding = headers.get(b"transfer-encoding")
     if encoding is not None and (encoding.lower() != b"chunked" or request.http_version != "1.1"):
         return error_response(InvalidInput("expected no Transfer-Encoding but chunked, of 1.1"))

@@ -148,8 +148,11 @@ class Listener:
             await asyncio.sleep(0.02)
         for connection in self.connections():
             connection.transport.abort()
-        for task in list(self._state.tasks):
-            task.cancel()
+        # To the end of what they clean up, or their threads would wait for them for ever.
+        if not await self.finish(_CLOSE_SECONDS):
+            for task in list(self._state.tasks):
+                task.cancel()
+            await self.finish(_CLOSE_SECONDS)
         if self._ticking is not None:
             self._ticking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -163,8 +166,8 @@ class Listener:
             lifespan="off",
             interface="asgi3",
             log_config=None,
-            # Its warnings are one line for each bad request of anybody.
-            log_level="error",
+            # Its warnings are one line for each bad request of anybody; `App` logs errors.
+            log_level="critical",
             access_log=False,
             proxy_headers=False,
             server_header=False,

@@ -29,6 +29,19 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 8 << 20
 
+# Of these, a proxy may take the first and this server the last.
+_SINGLE: Final = frozenset(
+    {
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"host",
+        b"inference-header-content-length",
+        b"transfer-encoding",
+        b"x-blindai-sha256",
+    }
+)
+
 
 class Request:
     """One request.
@@ -41,6 +54,7 @@ class Request:
         abort: Ends the connection at once.
         method: "GET" and so on.
         raw_path: As it was sent, percent-encoded.
+        repeated: Headers that came more than once, though they may come once only.
         http_version: "1.1" or "1.0".
         headers: Names in lower case; where one came twice, the last.
         name: What stands in the path for {name}, decoded.
@@ -56,6 +70,7 @@ class Request:
         "method",
         "name",
         "raw_path",
+        "repeated",
         "unread",
     )
 
@@ -66,7 +81,9 @@ class Request:
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"]
         self.http_version: str = scope["http_version"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.headers = dict(headers)
+        self.repeated = () if len(headers) == len(self.headers) else _repeated(headers)
         self.name = ""
         self.unread = self.content_length != 0
 
@@ -194,3 +211,8 @@ async def linger(request: Request) -> None:
 
 def _too_large(limit: int) -> LimitExceeded:
     return LimitExceeded(f"expected a body of at most {limit} bytes, came more")
+
+
+def _repeated(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, ...]:
+    names = [name for name, _ in headers if name in _SINGLE]
+    return tuple(name for name in set(names) if names.count(name) > 1)

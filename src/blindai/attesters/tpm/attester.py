@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from blindai.attestation.model import Evidence, Platform
 from blindai.attesters.base import Finding, Machine, check_binding
@@ -25,13 +26,10 @@ from blindai.attesters.tpm.keys import (
     open_attestation_key,
     open_endorsement_key,
 )
-from blindai.errors import BlindAIError, ConfigurationError, EvidenceError, Overloaded
+from blindai.errors import BlindAIError, EvidenceError, Overloaded
 from blindai.platforms.tpm.eventlog import MAX_LOG_BYTES
 from blindai.platforms.tpm.keys import parse_signature
 from blindai.platforms.tpm.quote import Quote, Registers, dump_registers, parse_quote
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # Firmware and boot loader (0 to 9), unified kernel image (11), its options (12), and the keys
 # that shim allows (14). Not 10, 13 and 15: the running system extends them.
@@ -169,28 +167,32 @@ def read_event_log(path: Path) -> bytes | None:
         return None
 
 
-def find_tpm(platform: Platform, machine: Machine) -> Finding | dict[str, str]:
-    """Return the properties of the TPM, or why it cannot be used."""
-    looked_for, found, advice = machine.tcti, "", _ADVICE
+def find_tpm(platform: Platform, machine: Machine, advice: str) -> Finding | dict[str, str]:
+    """Return the properties of the TPM, or why it cannot be used.
+
+    Args:
+        platform: That the TPM is looked for.
+        machine: Where it is.
+        advice: How to get one.
+    """
+    found = ""
     name, _, path = machine.tcti.partition(":")
-    if name == "device" and not os.path.exists(path):  # noqa: PTH110 - a TCTI's argument
+    if name == "device" and not Path(path).exists():
         found = "no such device"
     elif name == "device" and not os.access(path, os.R_OK | os.W_OK):
         found, advice = "no permission to use it", "run as root, or as a member of the group tss"
     else:
         try:
             return TpmDevice(machine.tcti).run(_describe)
-        except ConfigurationError as error:
-            found = str(error)
-            advice = "" if INSTALL in found else _ADVICE
         except BlindAIError as error:
-            found, advice = str(error), "try again"
-    return Finding(platform, available=False, looked_for=looked_for, found=found, advice=advice)
+            found = str(error)
+            advice = INSTALL if INSTALL in found else advice
+    return Finding(platform, available=False, looked_for=machine.tcti, found=found, advice=advice)
 
 
 def probe(machine: Machine) -> Finding:
     """Look for a TPM that answers."""
-    properties = find_tpm(Platform.TPM, machine)
+    properties = find_tpm(Platform.TPM, machine, _ADVICE)
     if isinstance(properties, Finding):
         return properties
     log = "attached" if os.access(machine.event_log, os.R_OK) else "cannot be read"
