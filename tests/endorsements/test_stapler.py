@@ -131,10 +131,11 @@ def test_a_slow_vendor_is_not_waited_for(vendor):
 
 
 def test_a_broken_get_ends_no_thread(vendor, service, caplog):
-    """A `get` that raises what it may not is survived, logged by type, and tried again."""
-    broken = [True]
+    """A `get` that raises what it may not is survived, logged by type, and tried again later."""
+    broken, asked = [True], []
 
     def get(request):
+        asked.append(request)
         if broken[0]:
             msg = "secret"
             raise RuntimeError(msg)
@@ -143,6 +144,8 @@ def test_a_broken_get_ends_no_thread(vendor, service, caplog):
     moments = [vendor.now]
     with stapler(vendor, get, timeout=30.0, clock=lambda: moments[-1]) as attester:
         assert attester.attest(DATA).attachments == {}
+        assert attester.attest(DATA).attachments == {}
+        assert len(asked) == 1
         broken[0] = False
         moments.append(vendor.now + timedelta(minutes=2))
         assert attester.attest(DATA).attachments
