@@ -96,7 +96,7 @@ def test_signal_lets_a_running_request_end(launch, number):
     server = launch(60)
     replies = []
     running = threading.Thread(
-        target=lambda: replies.append(request(server, "POST", SLOW, slow_body(400)))
+        target=lambda: replies.append(request(server, "POST", SLOW, slow_body(250)))
     )
     with closing(connect(server)) as kept_alive:
         assert ask(kept_alive, "GET", "/v2/health/ready").status == 200
