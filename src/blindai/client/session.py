@@ -230,6 +230,9 @@ class Session:
             "what this server shows, for you to compare with what you expect"
         )
         missing = AppraisalError(msg, [Mismatch("policy", "a policy", "none")])
+        for step in error.steps:
+            if step.status == "failed":
+                step.detail = msg
         missing.steps = error.steps
         return missing
 

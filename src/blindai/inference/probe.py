@@ -1,0 +1,178 @@
+"""Find out whether a model keeps the rows of a batch apart.
+
+Always true: a model is batched only if random rows gave the same results alone and beside
+others, among them rows a thousand times as large and rows of NaN. What one caller sends must
+not show in what another gets: not in value, and not as a failure. Dynamically quantised
+models, which take one scale for the whole batch, fail here, and so do means over the batch.
+
+No request data is used. A run here is bounded in time, like every other.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from blindai.errors import InferenceError, InvalidModel
+from blindai.inference.batching import has_batch_axis, join_inputs, part_outputs
+from blindai.inference.tensors import DataType, Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from blindai.inference.engine import Model, RunHandle
+    from blindai.inference.tensors import TensorSpec
+
+# Sizes to try for dynamic axes that are no batch: text and features, small and usual images.
+_SIZES: Final = (8, 32, 224)
+# A rank for inputs of any rank.
+_RANK: Final = 2
+# Difference that is still the same result, of the largest element: engines choose other
+# kernels for other sizes, and those add in another order.
+_TOLERANCES: Final[Mapping[DataType, float]] = {
+    DataType.FP64: 1e-9,
+    DataType.FP32: 1e-4,
+    DataType.FP16: 1e-2,
+    DataType.BF16: 5e-2,
+}
+_LOUD: Final = 1e3
+_ROWS: Final = (1, 1, 2, 1, 1)
+_LOUD_MEMBER: Final = 3
+_NAN_MEMBER: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What a probe found.
+
+    Attributes:
+        batches: Whether the model keeps the rows of a batch apart.
+        reason: Why not; "" if it does.
+    """
+
+    batches: bool
+    reason: str = ""
+
+
+def probe_model(
+    model: Model, *, seconds: float = 2.0, handle_for: Sequence[RunHandle] = ()
+) -> ProbeResult:
+    """Compare runs of a batch with runs of its members. Slow: to be called in a worker.
+
+    Args:
+        model: To look at.
+        seconds: For all runs together. A model for which that is not enough gains nothing
+            from batches anyway: they save what a run costs beside its arithmetic.
+        handle_for: Handles for the runs, to stop them with; those beyond have none.
+    """
+    if not has_batch_axis(model):
+        return ProbeResult(batches=False, reason="no dynamic first axis of all inputs and outputs")
+    runs = _Runs(model, time.monotonic() + seconds, list(handle_for))
+    rng = np.random.default_rng(0)
+    failure: InferenceError | None = None
+    for size in _SIZES:
+        members = [
+            [_random(spec, rows, size, rng) for spec in model.inputs] for rows in _ROWS
+        ]
+        try:
+            alone = [runs.run(member) for member in members[:_LOUD_MEMBER]]
+        except InferenceError as error:
+            failure = error
+            continue
+        return _compare(runs, members, alone)
+    reason = type(failure).__name__
+    return ProbeResult(batches=False, reason=f"random inputs fail: {reason}")
+
+
+class _Runs:
+    """Runs a model until the time is over."""
+
+    def __init__(self, model: Model, deadline: float, handles: list[RunHandle]) -> None:
+        self._model = model
+        self._deadline = deadline
+        self._handles = handles
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        handle = self._handles.pop() if self._handles else None
+        return self._model.run(inputs, deadline=self._deadline, handle=handle)
+
+
+def _compare(
+    runs: _Runs, members: list[list[Tensor]], alone: list[list[Tensor]]
+) -> ProbeResult:
+    members[_LOUD_MEMBER] = [_scaled(tensor, _LOUD) for tensor in members[_LOUD_MEMBER]]
+    members[_NAN_MEMBER] = [_scaled(tensor, float("nan")) for tensor in members[_NAN_MEMBER]]
+    quiet = members[:_LOUD_MEMBER]
+    try:
+        for outputs, rows in zip(alone, _ROWS, strict=False):
+            part_outputs(outputs, [rows])
+        # The loud ones stand before and between the others, not only behind them.
+        for batch, rows, kept in (
+            (quiet, _ROWS[:_LOUD_MEMBER], (0, 1, 2)),
+            ([members[3], *quiet, members[4]], (1, *_ROWS[:_LOUD_MEMBER], 1), (1, 2, 3)),
+        ):
+            parts = part_outputs(runs.run(join_inputs(batch)), rows)
+            together = [parts[index] for index in kept]
+            for expected, came in zip(alone, together, strict=True):
+                _check_same(expected, came)
+    except _RowsDifferError as error:
+        return ProbeResult(batches=False, reason=str(error))
+    except InvalidModel as error:
+        return ProbeResult(batches=False, reason=str(error))
+    except InferenceError as error:
+        return ProbeResult(batches=False, reason=f"a batch fails: {type(error).__name__}")
+    return ProbeResult(batches=True)
+
+
+class _RowsDifferError(Exception):
+    """A row has another result in a batch."""
+
+
+def _check_same(expected: Sequence[Tensor], came: Sequence[Tensor]) -> None:
+    for one, other in zip(expected, came, strict=True):
+        if not same_result(one, other):
+            msg = f"output {one.name!r} depends on the other rows of the batch"
+            raise _RowsDifferError(msg)
+
+
+def same_result(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are the same within what their datatype allows."""
+    if one.shape != other.shape or one.datatype is not other.datatype:
+        return False
+    if not one.datatype.is_float:
+        return bool(np.array_equal(one.array, other.array))
+    left, right = (np.asarray(tensor.array, dtype=np.float64) for tensor in (one, other))
+    finite = np.isfinite(left)
+    if not np.array_equal(finite, np.isfinite(right)):
+        return False
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+        return False
+    scale = float(np.abs(left[finite]).max(initial=0.0))
+    difference = float(np.abs(left[finite] - right[finite]).max(initial=0.0))
+    return difference <= _TOLERANCES[one.datatype] * scale
+
+
+def _random(spec: TensorSpec, rows: int, size: int, rng: np.random.Generator) -> Tensor:
+    shape = spec.shape if spec.shape is not None else (None,) * _RANK
+    dims = (rows, *(dim if isinstance(dim, int) else size for dim in shape[1:]))
+    array: np.ndarray[Any, np.dtype[Any]]
+    if spec.datatype.is_float:
+        array = rng.standard_normal(dims).astype(spec.datatype.numpy)
+    else:
+        # 0 and 1 are an index, a mask, a token and a flag alike.
+        bits = rng.integers(0, 2, dims)
+        if spec.datatype is DataType.BYTES:
+            array = np.where(bits, b"1", b"0").astype(object)
+        else:
+            array = bits.astype(spec.datatype.numpy)
+    return Tensor(spec.name, array, spec.datatype)
+
+
+def _scaled(tensor: Tensor, factor: float) -> Tensor:
+    if not tensor.datatype.is_float:
+        return tensor
+    scaled = (tensor.array.astype(np.float64) * factor).astype(tensor.datatype.numpy)
+    return Tensor(tensor.name, scaled, tensor.datatype)
