@@ -306,42 +306,43 @@ def _check_validity(certificate: x509.Certificate, now: datetime) -> None:
 
 
 def _check_algorithms(certificate: x509.Certificate) -> None:
-    name = name_of(certificate)
     if not isinstance(certificate.signature_hash_algorithm, _HASHES):
-        msg = f"{name}: signed with an algorithm that is too weak or unknown"
+        msg = f"{name_of(certificate)}: signed with an algorithm that is too weak or unknown"
         raise SignatureError(msg)
     key = certificate.public_key()
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES):
         return
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= _MIN_RSA_BITS:
         return
-    msg = f"{name}: its key is neither RSA of {_MIN_RSA_BITS} bits nor on a NIST P curve"
+    curves = f"RSA of {_MIN_RSA_BITS} bits nor on a NIST P curve"
+    msg = f"{name_of(certificate)}: its key is neither {curves}"
     raise SignatureError(msg)
 
 
 def _check_extensions(
     certificate: x509.Certificate, depth: int, understood: frozenset[x509.ObjectIdentifier]
 ) -> None:
-    name = name_of(certificate)
     for extension in certificate.extensions:
         if extension.critical and extension.oid not in _UNDERSTOOD | understood:
-            msg = f"{name}: critical extension {extension.oid.dotted_string} is not understood"
+            what = f"critical extension {extension.oid.dotted_string}"
+            msg = f"{name_of(certificate)}: {what} is not understood"
             raise SignatureError(msg)
     constraints = _extension(certificate, x509.BasicConstraints)
     usage = _extension(certificate, x509.KeyUsage)
     if depth == 0:
         if usage is not None and not usage.digital_signature:
-            msg = f"{name}: its key usage does not allow signatures"
+            msg = f"{name_of(certificate)}: its key usage does not allow signatures"
             raise SignatureError(msg)
         return
     if constraints is None or not constraints.ca:
-        msg = f"{name}: issues certificates, but is no CA"
+        msg = f"{name_of(certificate)}: issues certificates, but is no CA"
         raise SignatureError(msg)
     if constraints.path_length is not None and constraints.path_length < depth - 1:
-        msg = f"{name}: its path length is {constraints.path_length}, found {depth - 1}"
+        found = f"its path length is {constraints.path_length}, found {depth - 1}"
+        msg = f"{name_of(certificate)}: {found}"
         raise SignatureError(msg)
     if usage is not None and not usage.key_cert_sign:
-        msg = f"{name}: its key usage does not allow issuing certificates"
+        msg = f"{name_of(certificate)}: its key usage does not allow issuing certificates"
         raise SignatureError(msg)
 
 

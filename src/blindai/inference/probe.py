@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -21,9 +23,9 @@ from blindai.inference.batching import has_batch_axis, join_inputs, part_outputs
 from blindai.inference.tensors import DataType, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from blindai.inference.engine import Model, RunHandle
+    from blindai.inference.engine import Model
     from blindai.inference.tensors import TensorSpec
 
 # Sizes to try for dynamic axes that are no batch: text and features, small and usual images.
@@ -41,7 +43,6 @@ _TOLERANCES: Final[Mapping[DataType, float]] = {
 _LOUD: Final = 1e3
 _ROWS: Final = (1, 1, 2, 1, 1)
 _LOUD_MEMBER: Final = 3
-_NAN_MEMBER: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +58,17 @@ class ProbeResult:
     reason: str = ""
 
 
-def probe_model(
-    model: Model, *, seconds: float = 2.0, handle_for: Sequence[RunHandle] = ()
-) -> ProbeResult:
+def probe_model(model: Model, *, seconds: float = 2.0) -> ProbeResult:
     """Compare runs of a batch with runs of its members. Slow: to be called in a worker.
 
     Args:
         model: To look at.
         seconds: For all runs together. A model for which that is not enough gains nothing
             from batches anyway: they save what a run costs beside its arithmetic.
-        handle_for: Handles for the runs, to stop them with; those beyond have none.
     """
     if not has_batch_axis(model):
         return ProbeResult(batches=False, reason="no dynamic first axis of all inputs and outputs")
-    runs = _Runs(model, time.monotonic() + seconds, list(handle_for))
+    run = partial(model.run, deadline=time.monotonic() + seconds)
     rng = np.random.default_rng(0)
     failure: InferenceError | None = None
     for size in _SIZES:
@@ -78,64 +76,47 @@ def probe_model(
             [_random(spec, rows, size, rng) for spec in model.inputs] for rows in _ROWS
         ]
         try:
-            alone = [runs.run(member) for member in members[:_LOUD_MEMBER]]
+            alone = [run(member) for member in members[:_LOUD_MEMBER]]
         except InferenceError as error:
             failure = error
             continue
-        return _compare(runs, members, alone)
+        reason = _compare(run, members, alone)
+        return ProbeResult(batches=not reason, reason=reason)
     reason = type(failure).__name__
     return ProbeResult(batches=False, reason=f"random inputs fail: {reason}")
 
 
-class _Runs:
-    """Runs a model until the time is over."""
-
-    def __init__(self, model: Model, deadline: float, handles: list[RunHandle]) -> None:
-        self._model = model
-        self._deadline = deadline
-        self._handles = handles
-
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        handle = self._handles.pop() if self._handles else None
-        return self._model.run(inputs, deadline=self._deadline, handle=handle)
-
-
 def _compare(
-    runs: _Runs, members: list[list[Tensor]], alone: list[list[Tensor]]
-) -> ProbeResult:
-    members[_LOUD_MEMBER] = [_scaled(tensor, _LOUD) for tensor in members[_LOUD_MEMBER]]
-    members[_NAN_MEMBER] = [_scaled(tensor, float("nan")) for tensor in members[_NAN_MEMBER]]
+    run: Callable[[Sequence[Tensor]], list[Tensor]],
+    members: list[list[Tensor]],
+    alone: list[list[Tensor]],
+) -> str:
+    """Return why the members may not be batched; "" if they may."""
     quiet = members[:_LOUD_MEMBER]
+    loud = [_scaled(tensor, _LOUD) for tensor in members[_LOUD_MEMBER]]
+    broken = [_scaled(tensor, float("nan")) for tensor in members[_LOUD_MEMBER + 1]]
+    rows = _ROWS[:_LOUD_MEMBER]
     try:
-        for outputs, rows in zip(alone, _ROWS, strict=False):
-            part_outputs(outputs, [rows])
-        # The loud ones stand before and between the others, not only behind them.
-        for batch, rows, kept in (
-            (quiet, _ROWS[:_LOUD_MEMBER], (0, 1, 2)),
-            ([members[3], *quiet, members[4]], (1, *_ROWS[:_LOUD_MEMBER], 1), (1, 2, 3)),
-        ):
-            parts = part_outputs(runs.run(join_inputs(batch)), rows)
-            together = [parts[index] for index in kept]
-            for expected, came in zip(alone, together, strict=True):
-                _check_same(expected, came)
-    except _RowsDifferError as error:
-        return ProbeResult(batches=False, reason=str(error))
+        for outputs, count in zip(alone, rows, strict=True):
+            part_outputs(outputs, [count])
+        together = part_outputs(run(join_inputs(quiet)), rows)
+        reason = _difference(alone, together)
+        if not reason:
+            # Before and behind the others: nothing may come from either side.
+            crowd = run(join_inputs([loud, *quiet, broken]))
+            reason = _difference(alone, part_outputs(crowd, (1, *rows, 1))[1:-1])
     except InvalidModel as error:
-        return ProbeResult(batches=False, reason=str(error))
+        return str(error)
     except InferenceError as error:
-        return ProbeResult(batches=False, reason=f"a batch fails: {type(error).__name__}")
-    return ProbeResult(batches=True)
+        return f"a batch fails: {type(error).__name__}"
+    return reason
 
 
-class _RowsDifferError(Exception):
-    """A row has another result in a batch."""
-
-
-def _check_same(expected: Sequence[Tensor], came: Sequence[Tensor]) -> None:
-    for one, other in zip(expected, came, strict=True):
+def _difference(alone: Sequence[Sequence[Tensor]], together: Sequence[Sequence[Tensor]]) -> str:
+    for one, other in zip(chain(*alone), chain(*together), strict=True):
         if not same_result(one, other):
-            msg = f"output {one.name!r} depends on the other rows of the batch"
-            raise _RowsDifferError(msg)
+            return f"output {one.name!r} depends on the other rows of the batch"
+    return ""
 
 
 def same_result(one: Tensor, other: Tensor) -> bool:
