@@ -16,6 +16,7 @@ This module imports nothing of the package, so every other module may use it::
     │   ├── ModelConflict           the name is taken by other weights
     │   ├── InvalidModel            the uploaded file cannot be served
     │   ├── InvalidInput            inputs that do not fit the model
+    │   ├── SealedDataError         models at rest that cannot be opened here
     │   ├── LimitExceeded           larger than the server accepts
     │   ├── Overloaded              come back later
     │   └── DeadlineExceeded        took longer than was allowed
@@ -64,6 +65,7 @@ __all__ = [
     "ModelNotFound",
     "Overloaded",
     "PolicyError",
+    "SealedDataError",
     "SecurityWarning",
     "SignatureError",
     "SimulationWarning",
@@ -148,6 +150,10 @@ class InvalidModel(InferenceError):
 
 class InvalidInput(InferenceError):
     """The inputs, or the request around them, do not fit the model."""
+
+
+class SealedDataError(InferenceError):
+    """Models at rest are of another machine or other code, or are not as they were sealed."""
 
 
 class LimitExceeded(InferenceError):

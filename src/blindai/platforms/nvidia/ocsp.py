@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
@@ -189,16 +190,27 @@ def _check_signature(
 ) -> None:
     """Refuse a response that no authority signed, itself or by a responder of its own."""
     responders = [c for c in response.certificates if _is_delegated(c, authorities, now)]
-    for signer in (authorities[0], *responders):
-        key, algorithm = signer.public_key(), response.signature_hash_algorithm
-        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(algorithm, _HASHES):
-            try:
-                key.verify(response.signature, response.tbs_response_bytes, ec.ECDSA(algorithm))
-            except InvalidSignature:
-                continue
-            return
+    signed = response.signature, response.tbs_response_bytes
+    algorithm = response.signature_hash_algorithm
+    name = algorithm.name if algorithm else ""
+    if any(_is_signed(signer, *signed, name) for signer in (authorities[0], *responders)):
+        return
     msg = f"OCSP: not signed by {certs.name_of(authorities[0])} or a responder of it"
     raise SignatureError(msg)
+
+
+@lru_cache(maxsize=64)
+def _is_signed(signer: x509.Certificate, signature: bytes, content: bytes, algorithm: str) -> bool:
+    """Return whether `signer` signed it: a fact about bytes, so it may be kept."""
+    key = signer.public_key()
+    known = next((each for each in _HASHES if each.name == algorithm), None)
+    if known is None or not isinstance(key, ec.EllipticCurvePublicKey):
+        return False
+    try:
+        key.verify(signature, content, ec.ECDSA(known()))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _is_delegated(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -65,15 +66,25 @@ def verify_rim(
         SignatureError: If NVIDIA did not sign it.
         EndorsementError: If a certificate of the signer is not valid at `now`.
     """
+    reference, chain = _open_tag(data)
+    return reference, certs.verify_chain(chain[0], chain[1:], anchors=anchors, now=now)
+
+
+@lru_cache(maxsize=8)
+def _open_tag(data: bytes) -> tuple[ReferenceMeasurements, tuple[x509.Certificate, ...]]:
+    """Return what a tag says and who says so; whether that is NVIDIA is not decided here.
+
+    That its first certificate's key signed it is a fact about bytes, so it may be kept: a tag
+    takes some milliseconds, and is the same each time.
+    """
     root = parse_xml(data)
     signature = parse_signature(root)
-    chain = [certs.parse_certificate(der, "RIM certificate") for der in signature.certificates]
-    path = certs.verify_chain(chain[0], chain[1:], anchors=anchors, now=now)
+    chain = tuple(certs.parse_certificate(der, "RIM certificate") for der in signature.certificates)
     if hashlib.sha384(signature.content).digest() != signature.digest:
         msg = "RIM: the document is not what its signature covers"
         raise SignatureError(msg)
-    verify_ecdsa_p384(path[0], signature.value, signature.signed_info, "RIM")
-    return _parse_tag(root), path
+    verify_ecdsa_p384(chain[0], signature.value, signature.signed_info, "RIM")
+    return _parse_tag(root), chain
 
 
 def verify_ecdsa_p384(
