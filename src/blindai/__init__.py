@@ -44,6 +44,7 @@ from blindai.verify import verify
 
 if TYPE_CHECKING:
     from blindai.client.aio import AsyncClient
+    from blindai.receipt import verify_receipt
 
     __version__: str
 
@@ -72,23 +73,28 @@ __all__ = [
     "Platform",
     "Policy",
     "PolicyError",
-    "SealedDataError",
     "Result",
+    "SealedDataError",
     "SecurityWarning",
     "SignatureError",
     "SimulationWarning",
     "__version__",
     "connect",
     "verify",
+    "verify_receipt",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # Slow to import, and seldom asked for: aiohttp, and the packages' metadata.
+    # Slow to import, or seldom asked for: aiohttp, receipts, and the packages' metadata.
     if name == "AsyncClient":
         from blindai.client.aio import AsyncClient  # noqa: PLC0415
 
         return AsyncClient
+    if name == "verify_receipt":
+        from blindai.receipt import verify_receipt  # noqa: PLC0415
+
+        return verify_receipt
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 
