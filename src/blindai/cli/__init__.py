@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from blindai.cli import demo, doctor, evidence, models, policy, serve, verify
+from blindai.cli import demo, doctor, evidence, models, policy, receipt, serve, verify
 from blindai.errors import (
     AccessDenied,
     AttestationError,
@@ -58,6 +58,7 @@ for _command in (
     models.run,
     models.models,
     models.delete,
+    receipt.receipt,
     doctor.doctor,
     demo.demo,
 ):

@@ -25,6 +25,7 @@ from blindai.attestation.model import (
     Platform,
 )
 from blindai.attestation.policy import Acceptance, Policy
+from blindai.attestation.steps import Step
 from blindai.attestation.stored import StoredEvidence
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
 from blindai.channel.tls import pinned_context, unverified_context
@@ -231,7 +232,7 @@ class Session:
         )
         missing = AppraisalError(msg, [Mismatch("policy", "a policy", "none")])
         for step in error.steps:
-            if step.status == "failed":
+            if isinstance(step, Step) and step.status == "failed":
                 step.detail = msg
         missing.steps = error.steps
         return missing

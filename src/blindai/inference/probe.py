@@ -72,9 +72,7 @@ def probe_model(model: Model, *, seconds: float = 2.0) -> ProbeResult:
     rng = np.random.default_rng(0)
     failure: InferenceError | None = None
     for size in _SIZES:
-        members = [
-            [_random(spec, rows, size, rng) for spec in model.inputs] for rows in _ROWS
-        ]
+        members = [[_random(spec, rows, size, rng) for spec in model.inputs] for rows in _ROWS]
         try:
             alone = [run(member) for member in members[:_LOUD_MEMBER]]
         except InferenceError as error:

@@ -34,9 +34,10 @@ _order: Final = attrgetter("order")
 class Stage(Enum):
     """Where a request is."""
 
-    WAITING = 0
-    RUNNING = 1
-    ENDED = 2
+    ARRIVING = 0
+    WAITING = 1
+    RUNNING = 2
+    ENDED = 3
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -56,6 +57,7 @@ class Request:
         deadline: In seconds of `time.monotonic()`.
         finish: Makes the result of the outputs.
         future: Gets the result.
+        queue: Of its model.
         stage: Where it is.
         batch: It runs in.
     """
@@ -71,7 +73,8 @@ class Request:
     deadline: float | None
     finish: Callable[[list[Tensor]], Any]
     future: Future[Any]
-    stage: Stage = Stage.WAITING
+    queue: ModelQueue
+    stage: Stage = Stage.ARRIVING
     batch: Batch | None = None
 
 
@@ -95,7 +98,7 @@ class Batch:
         return sum(member.rows for member in self.members)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ModelQueue:
     """The requests of one model that wait.
 
@@ -127,9 +130,17 @@ class ModelQueue:
         del group[bisect_left(group, request.order, key=_order)]
         self._shrink(request.key, 1)
 
-    def heads(self) -> list[list[Request]]:
+    def groups(self) -> list[list[Request]]:
         """Return the groups that may run together, the one whose turn it is first."""
         return sorted(self._groups.values(), key=lambda group: group[0].order)
+
+    def turn(self) -> float:
+        """Return when it is this model's turn, compared to others: the least is next.
+
+        An urgent request lends its model as many seconds as it has overtaken by.
+        """
+        head = min((group[0] for group in self._groups.values()), key=_order)
+        return self.served - (head.arrived - head.order[0])
 
     def take(self, group: list[Request], count: int) -> list[Request]:
         """Take out the first requests of a group."""

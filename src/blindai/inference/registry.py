@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from blindai.attestation.reader import Reader
-from blindai.errors import BlindAIError, EvidenceError, LimitExceeded, SealedDataError
+from blindai.errors import BlindAIError, EvidenceError, InvalidInput, LimitExceeded, SealedDataError
 from blindai.inference.records import check_name
 from blindai.inference.sealed_file import (
     FILE_ID_SIZE,
@@ -29,7 +29,7 @@ from blindai.inference.sealed_file import (
     new_header,
     parse_header,
     seal_stream,
-    unseal_stream,
+    unseal_pieces,
 )
 from blindai.inference.sealing_key import (
     KEY_ID_SIZE,
@@ -66,7 +66,7 @@ class SealedModel:
     size: int
     names: tuple[str, ...]
     file_id: bytes
-    options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    options: dict[str, bool | int | str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -108,9 +108,14 @@ def dump_registry(registry: Registry) -> bytes:
     """Return the list of models in clear.
 
     Raises:
+        InvalidInput: A model or its options cannot be written down.
         LimitExceeded: It would be larger than a registry may be.
     """
-    data = msgspec.json.encode(registry)
+    try:
+        data = msgspec.json.encode(registry)
+    except (OverflowError, TypeError, UnicodeEncodeError) as error:
+        msg = "expected options of booleans, integers and text, came others"
+        raise InvalidInput(msg) from error
     if len(data) > MAX_REGISTRY_BYTES:
         msg = f"expected a registry of at most {MAX_REGISTRY_BYTES} bytes, came {len(data)}"
         raise LimitExceeded(msg)
@@ -146,9 +151,16 @@ def seal_registry(registry: Registry, key: VaultKey) -> bytes:
     """Return the registry's file.
 
     Raises:
+        InvalidInput: A model or its options cannot be written down.
         LimitExceeded: It would be larger than a registry may be.
     """
     data = dump_registry(registry)
+    try:
+        # What could not be read again would take all models with it.
+        parse_registry(data)
+    except SealedDataError as error:
+        msg = f"expected models and options that can be read again: {error}"
+        raise InvalidInput(msg) from error
     front = b"".join(
         (
             _MAGIC,
@@ -195,13 +207,8 @@ def unseal_registry(file: bytes, sealing_key: bytes) -> tuple[Registry, VaultKey
     if header.sealed_size != len(sealed):
         msg = f"the registry: expected {header.sealed_size} bytes, came {len(sealed)}"
         raise SealedDataError(msg)
-    plain = io.BytesIO()
-
-    def write(piece: memoryview) -> None:
-        plain.write(piece)
-
-    unseal_stream(io.BytesIO(sealed[HEADER_SIZE:]), write, header, key.data_key)
-    return parse_registry(plain.getvalue()), key
+    pieces = unseal_pieces(io.BytesIO(sealed[HEADER_SIZE:]), header, key.data_key)
+    return parse_registry(b"".join(bytes(piece) for piece in pieces)), key
 
 
 def is_sealed_under(file: bytes, sealing_key: bytes) -> bool:

@@ -32,13 +32,15 @@ from blindai.attestation.reader import Reader
 from blindai.errors import EvidenceError, InvalidInput, SealedDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 MAGIC: Final = b"BAISEAL1"
 FILE_ID_SIZE: Final = 16
 HEADER_SIZE: Final = len(MAGIC) + 1 + 1 + 4 + FILE_ID_SIZE + 8
 CHUNK_LOG2: Final = 20
 _CHUNK_LOG2: Final = range(20, 23)
+# The number of a chunk has four bytes in the nonce.
+_MAX_CHUNKS: Final = 1 << 32
 _TAG_SIZE: Final = 16
 _KEY_SIZE: Final = 32
 _PREFIX_SIZE: Final = 7
@@ -86,7 +88,7 @@ class Header:
     @property
     def chunks(self) -> int:
         """Number of chunks; an empty file has one, so that its end is authentic too."""
-        return max(1, -(-self.size >> self.chunk_log2) if self.size else 1)
+        return max(1, -(-self.size >> self.chunk_log2))
 
     @property
     def sealed_size(self) -> int:
@@ -107,7 +109,14 @@ class Header:
 
 
 def new_header(kind: Kind, key_version: int, size: int) -> Header:
-    """Return the header of a new file, with an identifier that no other file has."""
+    """Return the header of a new file, with an identifier that no other file has.
+
+    Raises:
+        InvalidInput: The size is more than a file can have.
+    """
+    if not 0 <= size >> CHUNK_LOG2 < _MAX_CHUNKS:
+        msg = f"expected at most {_MAX_CHUNKS << CHUNK_LOG2} bytes to seal, came {size}"
+        raise InvalidInput(msg)
     return Header(kind, key_version, os.urandom(FILE_ID_SIZE), size)
 
 
@@ -136,8 +145,8 @@ def parse_header(data: bytes) -> Header:
     if kind not in set(Kind) or chunk_log2 not in _CHUNK_LOG2:
         msg = f"expected a known kind and size of chunks, came {kind} and 2^{chunk_log2}"
         raise SealedDataError(msg)
-    if size >> chunk_log2 >= 1 << 32:
-        msg = f"expected a size that 2^32 chunks can hold, came {size} bytes"
+    if size >> chunk_log2 >= _MAX_CHUNKS:
+        msg = f"expected a size of less than 2^32 chunks, came {size} bytes"
         raise SealedDataError(msg)
     return Header(Kind(kind), key_version, file_id, size, chunk_log2)
 
@@ -173,17 +182,17 @@ def seal_stream(
         raise InvalidInput(msg)
 
 
-def unseal_stream(
-    source: Source, write: Callable[[memoryview], None], header: Header, data_key: bytes
-) -> None:
-    """Write the plaintext of a sealed file.
+def unseal_pieces(source: Source, header: Header, data_key: bytes) -> Iterator[memoryview]:
+    """Yield the plaintext of a sealed file, chunk by chunk.
 
     Args:
         source: The sealed file, after its header.
-        write: Takes the plaintext piece by piece; the memory is used again afterwards. What
-            it took is to be thrown away if this raises.
         header: As it was read, and found to be the one that is expected.
         data_key: 32 bytes, of the version that the header names.
+
+    Yields:
+        A chunk, in memory that the next one uses again. All that came is to be thrown away
+        if this raises.
 
     Raises:
         SealedDataError: The file is not as it was sealed.
@@ -201,7 +210,7 @@ def unseal_stream(
             )
             raise SealedDataError(msg)
         cipher.open(index, piece, plain[:size])
-        write(plain[:size])
+        yield plain[:size]
     if _fill(source, sealed[:1]):
         msg = f"the file was extended: bytes follow its last chunk, number {header.chunks}"
         raise SealedDataError(msg)

@@ -1,0 +1,62 @@
+"""Between the models that run and those at rest: `keep_model` seals, `restore_models` loads.
+
+Always true: a model is restored through an upload, so its SHA-256, its size and every limit
+of the store are checked again; one that cannot be restored leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING
+
+from blindai.errors import BlindAIError, ModelNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from blindai.inference.records import LoadedModel
+    from blindai.inference.registry import SealedModel
+    from blindai.inference.store import ModelStore
+    from blindai.inference.vault import Vault
+
+
+def keep_model(
+    vault: Vault, loaded: LoadedModel, options: Mapping[str, bool | int | str] | None = None
+) -> SealedModel:
+    """Seal a model that runs, under all its names. Slow: to be called in a worker thread.
+
+    Raises:
+        ModelNotFound: It was deleted meanwhile.
+        LimitExceeded: The vault has no room for it.
+        Overloaded: The disk has no room for it.
+        SealedDataError: The disk fails.
+    """
+    record = loaded.record
+    try:
+        descriptor = os.open(loaded.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        msg = f"model {record.sha256} was deleted before it was sealed"
+        raise ModelNotFound(msg) from error
+    with io.FileIO(descriptor, "rb") as file:
+        return vault.seal(
+            file, sha256=record.sha256, size=record.size, names=record.names, options=options
+        )
+
+
+def restore_models(vault: Vault, store: ModelStore) -> list[tuple[SealedModel, BlindAIError]]:
+    """Load all that a vault holds into a store. Slow: to be called in a worker thread.
+
+    Returns:
+        The models that could not be loaded, each with the error that says why.
+    """
+    failed: list[tuple[SealedModel, BlindAIError]] = []
+    for model in vault.models():
+        try:
+            for name in model.names:
+                with store.begin_upload(name, expected_size=model.size) as upload:
+                    vault.unseal(model.sha256, upload.write)
+                    upload.commit(expected_sha256=model.sha256)
+        except BlindAIError as error:
+            failed.append((model, error))
+    return failed

@@ -1,0 +1,492 @@
+"""Decide which requests run when, on which worker, and which of them together.
+
+One policy for every load. A request that finds a free worker runs at once, and alone on the
+machine it has all cores. Under load runs go side by side, one on each worker; what piles up
+meanwhile is batched as soon as a worker is free, if that was measured to be faster for this
+model and this shape. Nothing waits for company unless a model's options say so.
+
+Always true:
+
+- Every queue is bounded. A crowd at one model neither shuts out nor slows down another beyond
+  its share (`blindai.inference.queues`).
+- A request whose deadline passes or whose handle is terminated ends at once: in the queue it
+  never runs; in a batch the others go on, and the run is stopped only if nobody is left.
+- A batch is of one model and one shape, and of a model that keeps rows apart
+  (`blindai.inference.probe`). If it fails it is halved until only the guilty request fails.
+- No thread is made for a request, and locks are held for moments: never while a model runs,
+  nor while a caller is told.
+
+Lock order: a request's `RunHandle` (which calls `_leave`), then the scheduler's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+
+from blindai.errors import (
+    BlindAIError,
+    ConfigurationError,
+    InferenceError,
+    InvalidInput,
+    InvalidModel,
+    Overloaded,
+)
+from blindai.inference.batch_run import (
+    begin_batch,
+    fail_request,
+    finish_request,
+    reported,
+    run_batch,
+    split_batch,
+)
+from blindai.inference.batching import batch_key
+from blindai.inference.engine import RunHandle
+from blindai.inference.ledger import Ledger, ModelStatistics, SchedulingOptions
+from blindai.inference.probe import ProbeResult, probe_model
+from blindai.inference.queues import SECONDS_PER_STEP, Batch, Request, Stage
+from blindai.inference.roster import Roster
+from blindai.inference.tensors import check_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from blindai.inference.engine import Model
+    from blindai.inference.records import LoadedModel, ModelRecord
+    from blindai.inference.tensors import Tensor
+
+__all__ = ["MAX_PRIORITY", "ModelStatistics", "Scheduler", "SchedulingOptions"]
+
+MAX_PRIORITY: Final = 60
+_FOREVER: Final = float("inf")
+# A full queue still takes so many of each model.
+_GUARANTEED: Final = 4
+# The load counts as such for so many runs after requests last overlapped.
+_HYSTERESIS_RUNS: Final = 4
+_RETRY_BOUNDS: Final = (0.1, 60.0)
+
+ResultT = TypeVar("ResultT")
+
+
+class Scheduler:
+    """Runs requests on a fixed number of workers; safe to use from any thread.
+
+    Args:
+        workers: Runs at the same time; 0: one for each core.
+        max_queue: Requests that wait, of all models together; a model that has none waiting
+            may always add a few.
+        options_for: Says how a model's requests are scheduled.
+        load_again: Loads a model once more with other threads, for `SchedulingOptions.threads`.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 0,
+        max_queue: int = 256,
+        options_for: Callable[[ModelRecord], SchedulingOptions] = lambda _: SchedulingOptions(),
+        load_again: Callable[[LoadedModel, int], Model] | None = None,
+    ) -> None:
+        if workers < 0 or max_queue < 1:
+            msg = f"expected workers from 0 and max_queue from 1 up, came {workers} and {max_queue}"
+            raise ConfigurationError(msg)
+        self._max_queue = max_queue
+        self._options_for = options_for
+        self._load_again = load_again
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._sweep = threading.Condition(self._lock)
+        self._drained = threading.Condition(self._lock)
+        self._ledgers: weakref.WeakKeyDictionary[Model, Ledger] = weakref.WeakKeyDictionary()
+        self._roster = Roster()
+        # What each worker runs.
+        self._running: dict[int, Batch] = {}
+        self._deadlines: dict[Request, float] = {}
+        self._wakes_at = _FOREVER
+        self._left: list[Request] = []
+        self._idle = 0
+        self._overlapped_at = -_FOREVER
+        self._numbers = count()
+        self._closing = self._stopping = self._swept = False
+        self._aside = ThreadPoolExecutor(1, "blindai-probe")
+        total = workers or len(os.sched_getaffinity(0))
+        self._workers = [
+            threading.Thread(
+                target=self._serve, args=(index,), name=f"blindai-run-{index}", daemon=True
+            )
+            for index in range(total)
+        ]
+        self._sweeper = threading.Thread(
+            target=self._sweep_up, name="blindai-deadlines", daemon=True
+        )
+        for thread in (*self._workers, self._sweeper):
+            thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._roster)
+
+    @property
+    def running(self) -> int:
+        """Runs under way."""
+        return len(self._running)
+
+    def prepare(self, entry: LoadedModel) -> Future[ProbeResult] | None:
+        """Find out in the background how a model is best run; best called after its load.
+
+        Returns:
+            What was found, once it is; `None` if that was asked before, or there is no need.
+        """
+        with self._lock:
+            if self._closing or entry.model in self._ledgers:
+                return None
+            ledger = Ledger(entry.record.sha256, self._options_for(entry.record))
+            self._ledgers[entry.model] = ledger
+            if ledger.options.max_batch == 1:
+                ledger.no_batches("the model's options say so")
+                return None
+            return self._aside.submit(self._probe, entry.model, ledger)
+
+    @overload
+    def submit(
+        self,
+        entry: LoadedModel,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str] = (),
+        *,
+        deadline: float | None = None,
+        handle: RunHandle | None = None,
+        priority: int = 0,
+    ) -> Future[list[Tensor]]: ...
+
+    @overload
+    def submit(
+        self,
+        entry: LoadedModel,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str] = (),
+        *,
+        deadline: float | None = None,
+        handle: RunHandle | None = None,
+        priority: int = 0,
+        finish: Callable[[list[Tensor]], ResultT],
+    ) -> Future[ResultT]: ...
+
+    def submit(
+        self,
+        entry: LoadedModel,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str] = (),
+        *,
+        deadline: float | None = None,
+        handle: RunHandle | None = None,
+        priority: int = 0,
+        finish: Callable[[list[Tensor]], Any] = lambda outputs: outputs,
+    ) -> Future[Any]:
+        """Put a request into the queue. Returns at once: may be called by an event loop.
+
+        Args:
+            entry: The model.
+            inputs: All inputs, in any order. Not to be changed until the end.
+            outputs: Names of the outputs that are wanted; none: all.
+            deadline: When to give up, in seconds of `time.monotonic()`.
+            handle: Stops this request from outside; of this request alone.
+            priority: From -60 to 60; each step counts like a second of waiting.
+            finish: Makes the result of the outputs, on the worker's thread: saves a hop.
+
+        Returns:
+            The result, to be awaited with `asyncio.wrap_future`. Its `cancel` does nothing:
+            `handle` does. Its error is one of those that `Model.run` raises.
+
+        Raises:
+            InvalidInput: Inputs that do not fit, or a priority out of bounds.
+            Overloaded: The queue is full, or the server is stopping.
+            DeadlineExceeded: The deadline has passed already.
+            InferenceError: The handle was terminated already.
+        """
+        check_inputs(inputs, entry.model.inputs)
+        if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+            msg = f"expected a priority of -{MAX_PRIORITY} to {MAX_PRIORITY}, came {priority}"
+            raise InvalidInput(msg)
+        handle = handle or RunHandle()
+        now = time.monotonic()
+        if deadline is not None and deadline <= now:
+            handle.terminate(expired=True)
+        self.prepare(entry)
+        ledger = self._ledgers.get(entry.model)
+        if ledger is None:
+            raise _stopping()
+        key, rows = batch_key(inputs, outputs, entry.model.inputs) or (None, 1)
+        request = Request(
+            entry=entry,
+            inputs=inputs,
+            outputs=tuple(outputs),
+            key=key,
+            rows=rows,
+            arrived=now,
+            order=(now - priority * SECONDS_PER_STEP, next(self._numbers)),
+            handle=handle,
+            deadline=deadline,
+            finish=finish,
+            future=Future(),
+            queue=ledger.queue,
+        )
+        request.future.set_running_or_notify_cancel()
+        handle.attach(partial(self._leave, request))
+        try:
+            self._admit(request, ledger)
+        except InferenceError:
+            handle.detach()
+            raise
+        return request.future
+
+    def statistics(self) -> list[ModelStatistics]:
+        """Return what each model has served and costs; for metrics."""
+        with self._lock:
+            return [ledger.statistics() for ledger in self._ledgers.values()]
+
+    def close(self, *, drain: float = 0.0) -> None:
+        """Take no more requests, and end.
+
+        Args:
+            drain: Seconds that those in the queue and under way have to end as usual; the
+                others get `Overloaded`.
+        """
+        with self._lock:
+            self._closing = True
+            # Nothing waits for company any more.
+            self._work.notify_all()
+            self._drained.wait_for(self._is_drained, timeout=max(0.0, drain))
+            self._stopping = True
+            dropped = list(self._roster)
+            for request in dropped:
+                self._withdraw(request)
+            running = list(self._running.values())
+            self._work.notify_all()
+        for request in dropped:
+            fail_request(request, _stopping())
+        for batch in running:
+            batch.handle.terminate()
+        for thread in self._workers:
+            thread.join()
+        self._aside.shutdown(cancel_futures=True)
+        with self._lock:
+            self._swept = True
+            self._sweep.notify()
+        self._sweeper.join()
+
+    # Arriving and leaving.
+
+    def _probe(self, model: Model, ledger: Ledger) -> ProbeResult:
+        result = probe_model(model)
+        with self._lock:
+            ledger.batches, ledger.reason = result.batches, result.reason
+        return result
+
+    def _admit(self, request: Request, ledger: Ledger) -> None:
+        with self._lock:
+            if request.stage is Stage.ENDED:
+                raise request.handle.reason()
+            if self._closing:
+                raise _stopping()
+            if len(self._roster) >= self._max_queue and len(ledger.queue) >= _GUARANTEED:
+                low, high = _RETRY_BOUNDS
+                after = min(high, max(low, self._roster.backlog() / len(self._workers)))
+                msg = f"{len(self._roster)} requests wait, which is the limit"
+                raise Overloaded(msg, retry_after=after)
+            if self._running or self._roster:
+                self._overlapped_at = request.arrived
+            self._roster.add(request, ledger)
+            request.stage = Stage.WAITING
+            if request.deadline is not None:
+                self._deadlines[request] = request.deadline
+                if request.deadline < self._wakes_at:
+                    self._sweep.notify()
+            self._work.notify()
+
+    def _leave(self, request: Request) -> None:
+        """Let a request go that nobody waits for; called by its handle, in any thread."""
+        stop = None
+        with self._lock:
+            stage = request.stage
+            if stage is Stage.WAITING:
+                self._withdraw(request)
+            elif stage is Stage.RUNNING and request.batch is not None:
+                self._deadlines.pop(request, None)
+                request.batch.present -= 1
+                stop = None if request.batch.present else request.batch.handle
+            request.stage = Stage.ENDED
+            if stage in {Stage.WAITING, Stage.RUNNING}:
+                # The sweeper tells the caller: here its handle is locked.
+                self._left.append(request)
+                self._sweep.notify()
+        if stop is not None:
+            stop.terminate()
+
+    def _withdraw(self, request: Request) -> None:
+        """Take a request out of the queue; the lock must be held."""
+        self._roster.withdraw(request)
+        request.stage = Stage.ENDED
+        self._deadlines.pop(request, None)
+        if self._closing:
+            self._drained.notify()
+
+    def _is_drained(self) -> bool:
+        return not self._roster and not self._running
+
+    def _sweep_up(self) -> None:
+        """End requests that left, and those whose deadline passed, until `close`."""
+        while True:
+            with self._lock:
+                if not self._left and not self._swept:
+                    self._wakes_at = min(self._deadlines.values(), default=_FOREVER)
+                    forever = self._wakes_at == _FOREVER
+                    seconds = None if forever else self._wakes_at - time.monotonic()
+                    if seconds is None or seconds > 0:
+                        self._sweep.wait(seconds)
+                now = time.monotonic()
+                left, self._left = self._left, []
+                expired = [request for request, when in self._deadlines.items() if when <= now]
+                if self._swept and not left:
+                    return
+            for request in expired:
+                request.handle.terminate(expired=True)
+            for request in left:
+                fail_request(request, request.handle.reason())
+            # Or they would stay here, with their inputs, until the next one.
+            del left, expired
+
+    # Running.
+
+    def _serve(self, worker: int) -> None:
+        """Run batches until `close`; a worker's whole life."""
+        while self._serve_one(worker):
+            pass
+
+    def _serve_one(self, worker: int) -> bool:
+        # A frame of its own: an idle worker keeps nobody's data.
+        with self._lock:
+            self._idle += 1
+            try:
+                chosen = self._wait_for_work()
+            finally:
+                self._idle -= 1
+            if chosen is None:
+                return False
+            ledger, members = chosen
+            batch = self._running[worker] = begin_batch(members)
+            ledger.queue.running += 1
+            model = self._model_for(ledger, members[0].entry)
+            if self._roster and self._idle:
+                self._work.notify()
+        began = time.monotonic()
+        self._run(worker, model, ledger, batch)
+        with self._lock:
+            del self._running[worker]
+            ledger.queue.running -= 1
+            ledger.queue.served += time.monotonic() - began
+            if self._closing:
+                self._drained.notify()
+        return True
+
+    def _wait_for_work(self) -> tuple[Ledger, list[Request]] | None:
+        while True:
+            now = time.monotonic()
+            chosen, again_at = self._roster.choose(now, idle=self._idle, hurry=self._closing)
+            if chosen is not None or self._stopping:
+                return chosen
+            self._work.wait(None if again_at is None else max(0.0, again_at - now))
+
+    def _model_for(self, ledger: Ledger, entry: LoadedModel) -> Model:
+        """Return the copy of the model to run: the narrow one under load, if there is one."""
+        if not ledger.options.threads or self._load_again is None:
+            return entry.model
+        lull = _HYSTERESIS_RUNS * (ledger.per_run.seconds or 0.0)
+        if time.monotonic() - self._overlapped_at > lull:
+            return entry.model
+        if not ledger.narrow_asked and not self._closing:
+            ledger.narrow_asked = True
+            self._aside.submit(self._load_narrow, self._load_again, entry, ledger)
+        return ledger.narrow or entry.model
+
+    def _load_narrow(
+        self, load: Callable[[LoadedModel, int], Model], entry: LoadedModel, ledger: Ledger
+    ) -> None:
+        # It fails for want of memory, or because the file went with its last name: the model
+        # that is there serves as well.
+        with contextlib.suppress(BlindAIError):
+            ledger.narrow = load(entry, ledger.options.threads)
+
+    def _run(self, worker: int, model: Model, ledger: Ledger, batch: Batch) -> None:
+        """Run a batch; what fails is halved, and its halves run, until single ones fail."""
+        pending = [batch]
+        while pending:
+            part = pending.pop()
+            with self._lock:
+                self._running[worker] = part
+                stopping = self._stopping
+                beside = len(self._running)
+            began = time.monotonic()
+            try:
+                if stopping:
+                    raise _stopping()  # noqa: TRY301 - ends like any run that fails
+                results = run_batch(model, part)
+            except Exception as error:  # noqa: BLE001 - a worker survives whatever an engine does
+                pending += self._again(ledger, part, error)
+                continue
+            seconds = time.monotonic() - began
+            with self._lock:
+                ledger.record(len(part.members), seconds)
+                key = part.members[0].key
+                crowded = max(beside, len(self._running)) > 1 or len(self._workers) == 1
+                if key is not None and crowded:
+                    ledger.costs(key).record(part.rows, seconds)
+            for member, outputs in zip(part.members, results, strict=True):
+                if self._claim(member):
+                    finish_request(member, outputs)
+
+    def _claim(self, member: Request) -> bool:
+        """Return whether somebody still waits for a request, which ends with that."""
+        with self._lock:
+            waited_for = member.stage is Stage.RUNNING
+            member.stage = Stage.ENDED
+            self._deadlines.pop(member, None)
+        return waited_for
+
+    def _again(self, ledger: Ledger, part: Batch, error: Exception) -> list[Batch]:
+        """Return what to run instead of a batch that failed: nothing for a single request."""
+        with self._lock:
+            error = _stopping() if self._stopping else error
+            if len(part.members) > 1 and not self._stopping:
+                if isinstance(error, InvalidModel):
+                    ledger.no_batches(str(error))
+                # Backwards, because the last is run first.
+                return [begin_batch(members) for members in split_batch(part, error)[::-1]]
+        for member in part.members:
+            if self._claim(member):
+                fail_request(member, reported(error))
+        return []
+
+
+def _stopping() -> Overloaded:
+    return Overloaded("the server is stopping")
