@@ -32,7 +32,9 @@ from blindai.testing import FAKES
 from blindai.testing.fake_azure import FakeAzure
 
 GOAL_MS = 5.0
-FEWEST_ROUNDS = 200
+ROUNDS = 200
+# How much longer than its processor time a verification takes on a machine with others on it.
+BUSY = 1.2
 REPORT_DATA = bytes(range(1, 33))
 VECTORS = Path(
     os.environ.get("BLINDAI_VECTORS") or Path(__file__).resolve().parents[2] / "shared" / "vectors"
@@ -43,7 +45,7 @@ DEFAULT_MOMENT = "2026-06-01T00:00:00Z"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="verifications of each")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="verifications of each")
     parser.add_argument("--vectors", type=Path, default=VECTORS, help="folder of real evidence")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
@@ -62,6 +64,8 @@ def main() -> None:
     slow = [row["name"] for row in results if row["median_ms"] > GOAL_MS]
     print(f"\nmedian of {options.rounds} runs; goal {GOAL_MS:.0f} ms: ", end="")
     print(f"missed by {', '.join(slow)}" if slow else "met by all")
+    if sum(row["median_ms"] for row in results) > BUSY * sum(row["cpu_ms"] for row in results):
+        print("other programs were busy on this machine: compare the column cpu, or run again")
     if options.json:
         document = {"machine": machine(), "rounds": options.rounds, "results": results}
         options.json.write_text(json.dumps(document, indent=1))

@@ -135,6 +135,7 @@ def test_command_on_a_tpms_files(tmp_path):
     assert "ak-not-certified, memory-not-encrypted" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGAINST_A_SERVER)
 @pytest.mark.filterwarnings("ignore::blindai.SimulationWarning")
 def test_how_to(name, tmp_path, monkeypatch):

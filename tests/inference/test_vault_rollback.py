@@ -115,9 +115,11 @@ def test_an_unannounced_state_does_not_come_back(folder, tmp_path, restart):
         vault = Vault(folder, KEY, counter=counter)
     vault.remove("a")
     vault.close()
-    assert contents(folder, counter=counter) == {}
+    shutil.copytree(folder, tmp_path / "after")
     put_back(tmp_path / "unannounced", folder)
     assert "rolled back" in opens(folder, counter=counter)
+    put_back(tmp_path / "after", folder)
+    assert contents(folder, counter=counter) == {}
 
 
 def test_a_power_cut_before_the_counter(folder):

@@ -22,9 +22,10 @@ from blindai.client.client import (
     SIMULATION_WARNING,
 )
 from blindai.client.failures import explain
-from blindai.client.http1 import Head
+from blindai.client.http1 import MAX_HEAD_BYTES, Head
 from blindai.client.messages import Response, receive_buffer, slices, too_large
 from blindai.client.progress import Progress, watch
+from blindai.client.receipts import ReceiptRequest
 from blindai.client.session import Channel, Session, resolve_policy
 from blindai.client.upload import Model, open_source
 from blindai.errors import (
@@ -167,9 +168,11 @@ class AsyncClient:
         *,
         outputs: Sequence[str] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - the server's deadline, not the loop's
+        receipt: bool = False,
     ) -> Result:
         """Run a model once; see `Client.run_model` for arguments and errors."""
-        call = self._calls.run_model(name, inputs, outputs=outputs, timeout=timeout)
+        wish = await self._wish(receipt=receipt)
+        call = self._calls.run_model(name, inputs, outputs=outputs, timeout=timeout, receipt=wish)
         return await self._drive(call)
 
     async def upload_model(
@@ -181,11 +184,13 @@ class AsyncClient:
         replace: bool = False,
         progress: Progress = None,
         timeout: float = LOAD_TIMEOUT,  # noqa: ASYNC109 - the server's time to load
+        receipt: bool = False,
     ) -> ModelInfo:
         """Send a model to the server; see `Client.upload_model` for arguments and errors."""
+        wish = await self._wish(receipt=receipt)
         with open_source(model) as source:
             request = self._calls.upload_request(
-                source, name, token, replace=replace, timeout=timeout
+                source, name, token, replace=replace, timeout=timeout, receipt=wish
             )
             with watch(progress, name or source.name or "model", source.size) as advance:
                 response = await self._through(
@@ -193,7 +198,7 @@ class AsyncClient:
                         channel, request, source.chunks(advance), source.size
                     )
                 )
-            return self._calls.uploaded(response, source)
+            return self._calls.uploaded(response, source, wish)
 
     async def delete_model(self, name: str, *, token: str | None = None) -> None:
         """Take a model away from the server; see `Client.delete_model`."""
@@ -232,6 +237,9 @@ class AsyncClient:
             warnings.warn(SIMULATION_WARNING, SimulationWarning, stacklevel=4)
         self._channel = channel
         return channel
+
+    async def _wish(self, *, receipt: bool) -> ReceiptRequest | None:
+        return ReceiptRequest((await self._verified()).shown) if receipt else None
 
     async def _drive(self, call: Call[T]) -> T:
         try:
@@ -389,6 +397,8 @@ class AsyncClient:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,
+                # A receipt comes in a header, which takes more than aiohttp allows by default.
+                max_field_size=MAX_HEAD_BYTES,
                 skip_auto_headers=_AUTOMATIC_HEADERS,
                 trace_configs=[traces],
             )

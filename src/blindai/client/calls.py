@@ -9,9 +9,11 @@ moved to other weights in the meantime leads nowhere.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from blindai.attestation.model import Mismatch
+from blindai.channel.statement import Kind
 from blindai.client.answers import (
     check_status,
     parse_model,
@@ -30,10 +32,12 @@ from blindai.client.messages import (
     model_request,
     upload_request,
 )
+from blindai.client.receipts import digest_body
 from blindai.errors import AppraisalError, InvalidInput, ModelNotFound
 from blindai.inference.tensors import coerce_inputs
 
 if TYPE_CHECKING:
+    from blindai.client.receipts import ReceiptRequest
     from blindai.client.results import ModelInfo, Result
     from blindai.client.upload import Source
 
@@ -80,7 +84,14 @@ class Calls:
         check_status(response)
 
     def upload_request(
-        self, source: Source, name: str | None, token: str | None, *, replace: bool, timeout: float
+        self,
+        source: Source,
+        name: str | None,
+        token: str | None,
+        *,
+        replace: bool,
+        timeout: float,
+        receipt: ReceiptRequest | None = None,
     ) -> Request:
         """Return the request that precedes the bytes of `source`.
 
@@ -92,15 +103,25 @@ class Calls:
             msg = "expected a name for the model: bytes and open files have none; pass name=…"
             raise InvalidInput(msg)
         return upload_request(
-            check_name(chosen), self._presenting(token), replace=replace, timeout=timeout
+            check_name(chosen),
+            self._presenting(token),
+            replace=replace,
+            timeout=timeout,
+            parameters=None if receipt is None else receipt.parameters(),
         )
 
-    def uploaded(self, response: Response, source: Source) -> ModelInfo:
+    def uploaded(
+        self, response: Response, source: Source, receipt: ReceiptRequest | None = None
+    ) -> ModelInfo:
         """Return the model that the server now holds, if it is the one that was sent."""
         check_status(response)
         info = source.check_received(parse_record(response))
         self._known.pop(info.name, None)
-        return info
+        if receipt is None:
+            return info
+        digest = bytes.fromhex(info.sha256)
+        taken = receipt.take(response, Kind.UPLOAD, model_sha256=info.sha256, request_sha256=digest)
+        return replace(info, receipt=taken)
 
     def run_model(
         self,
@@ -109,6 +130,7 @@ class Calls:
         *,
         outputs: Sequence[str] | None,
         timeout: float | None,
+        receipt: ReceiptRequest | None = None,
     ) -> Call[Result]:
         """Run a model once; see `blindai.Client.run_model`."""
         if timeout is not None and not timeout > 0:
@@ -118,15 +140,15 @@ class Calls:
         info = self._known.get(name)
         if info is not None:
             try:
-                return (yield from self._run(name, info, inputs, outputs, timeout))
+                return (yield from self._run(name, info, inputs, outputs, timeout, receipt))
             except (InvalidInput, ModelNotFound):
                 # The name may belong to other weights than when it was looked up.
                 latest = yield from self.model(name)
                 if latest == info:
                     raise
-                return (yield from self._run(name, latest, inputs, outputs, timeout))
+                return (yield from self._run(name, latest, inputs, outputs, timeout, receipt))
         info = yield from self.model(name)
-        return (yield from self._run(name, info, inputs, outputs, timeout))
+        return (yield from self._run(name, info, inputs, outputs, timeout, receipt))
 
     def _run(
         self,
@@ -135,15 +157,22 @@ class Calls:
         inputs: object,
         outputs: Sequence[str] | None,
         timeout: float | None,
+        receipt: ReceiptRequest | None,
     ) -> Call[Result]:
         self._check_weights(name, info.sha256)
         tensors = coerce_inputs(inputs, info.inputs)
         if outputs is not None:
             _check_outputs(outputs, info)
         target = info.sha256 if self._allowed else name
-        response = yield infer_request(
-            target, tensors, self._headers, outputs=outputs, timeout=timeout
+        request = infer_request(
+            target,
+            tensors,
+            self._headers,
+            outputs=outputs,
+            timeout=timeout,
+            parameters=None if receipt is None else receipt.parameters(),
         )
+        response = yield request
         check_status(response)
         result = parse_result(response)
         self._check_weights(name, result.model_sha256)
@@ -151,6 +180,13 @@ class Calls:
             self._check_same(name, info.sha256, result.model_sha256)
         elif result.model_sha256 != info.sha256:
             self._known.pop(name, None)
+        if receipt is not None:
+            result.receipt = receipt.take(
+                response,
+                Kind.RUN,
+                model_sha256=result.model_sha256,
+                request_sha256=digest_body(request.body),
+            )
         return result
 
     def _presenting(self, token: str | None) -> Mapping[str, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
 from blindai.client.calls import Call, Calls
 from blindai.client.progress import Progress, watch
+from blindai.client.receipts import ReceiptRequest
 from blindai.client.session import Channel, Session, resolve_policy
 from blindai.client.transport import Transport
 from blindai.client.upload import Model, open_source
@@ -166,6 +167,7 @@ class Client:
         *,
         outputs: Sequence[str] | None = None,
         timeout: float | None = None,
+        receipt: bool = False,
     ) -> Result:
         """Run a model once.
 
@@ -175,6 +177,7 @@ class Client:
                 model has one input. Values are numpy arrays, torch tensors, lists, scalars.
             outputs: Names of the outputs to return; all by default.
             timeout: Seconds after which the server stops the run.
+            receipt: Ask for a signed receipt; it stands in `Result.receipt`.
 
         Raises:
             InvalidInput: If the inputs do not fit, with what was expected and what came.
@@ -185,7 +188,10 @@ class Client:
             AttestationError: If the server changed its keys and is no longer accepted.
             ConnectionFailed: If the server cannot be reached.
         """
-        return self._drive(self._calls.run_model(name, inputs, outputs=outputs, timeout=timeout))
+        wish = self._wish(receipt=receipt)
+        return self._drive(
+            self._calls.run_model(name, inputs, outputs=outputs, timeout=timeout, receipt=wish)
+        )
 
     def upload_model(
         self,
@@ -196,6 +202,7 @@ class Client:
         replace: bool = False,
         progress: Progress = None,
         timeout: float = LOAD_TIMEOUT,
+        receipt: bool = False,
     ) -> ModelInfo:
         """Send a model to the server, in constant memory, and check that it arrived unchanged.
 
@@ -207,6 +214,7 @@ class Client:
             progress: Told the bytes sent and the size; `True` or `False`: a bar or none; by
                 default a bar for large models on a terminal.
             timeout: Seconds that the server may take to load it.
+            receipt: Ask for a signed receipt; it stands in `ModelInfo.receipt`.
 
         Raises:
             InvalidModel: If the server cannot serve it.
@@ -215,9 +223,10 @@ class Client:
             AccessDenied: If the token is missing or gives no right to this.
             ConnectionFailed: If the server cannot be reached.
         """
+        wish = self._wish(receipt=receipt)
         with open_source(model) as source:
             request = self._calls.upload_request(
-                source, name, token, replace=replace, timeout=timeout
+                source, name, token, replace=replace, timeout=timeout, receipt=wish
             )
             with watch(progress, name or source.name or "model", source.size) as advance:
                 response = self._through(
@@ -230,7 +239,7 @@ class Client:
                         limit=self._max_response_bytes,
                     )
                 )
-            return self._calls.uploaded(response, source)
+            return self._calls.uploaded(response, source, wish)
 
     def delete_model(self, name: str, *, token: str | None = None) -> None:
         """Take a model away from the server.
@@ -254,6 +263,9 @@ class Client:
     def __repr__(self) -> str:
         kind = "SIMULATED" if self.attestation.simulated else str(self.attestation.platform)
         return f"<Client {self.url} {kind}>"
+
+    def _wish(self, *, receipt: bool) -> ReceiptRequest | None:
+        return ReceiptRequest(self._session.channel().shown) if receipt else None
 
     def _drive(self, call: Call[T]) -> T:
         try:

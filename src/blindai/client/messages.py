@@ -118,10 +118,17 @@ def delete_request(name: str, headers: Mapping[str, str]) -> Request:
 
 
 def upload_request(
-    name: str, headers: Mapping[str, str], *, replace: bool, timeout: float
+    name: str,
+    headers: Mapping[str, str],
+    *,
+    replace: bool,
+    timeout: float,
+    parameters: Mapping[str, object] | None = None,
 ) -> Request:
     """Return the request that precedes the bytes of a model."""
-    query = "?replace=true" if replace else ""
+    wishes = {**({"replace": True} if replace else {}), **(parameters or {})}
+    words = (f"{key}={'true' if value is True else value}" for key, value in wishes.items())
+    query = f"?{'&'.join(words)}" if wishes else ""
     # RFC 9110 §10.1.1: a server that refuses says so before gigabytes are on their way.
     expect = {"Content-Type": "application/octet-stream", "Expect": "100-continue"}
     return Request(
@@ -140,12 +147,13 @@ def infer_request(
     *,
     outputs: Sequence[str] | None,
     timeout: float | None,
+    parameters: Mapping[str, object] | None = None,
 ) -> Request:
     """Return the request to run a model, all tensors in the binary form, both ways."""
     data = [to_bytes(tensor) for tensor in tensors]
-    parameters: dict[str, object] = {"binary_data_output": True}
+    wishes: dict[str, object] = {"binary_data_output": True, **(parameters or {})}
     if timeout is not None:
-        parameters["timeout"] = max(1, round(timeout * 1e6))
+        wishes["timeout"] = max(1, round(timeout * 1e6))
     header: dict[str, object] = {
         "inputs": [
             {
@@ -156,7 +164,7 @@ def infer_request(
             }
             for tensor, part in zip(tensors, data, strict=True)
         ],
-        "parameters": parameters,
+        "parameters": wishes,
     }
     if outputs is not None:
         header["outputs"] = [

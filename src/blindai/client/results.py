@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from blindai.inference.tensors import DataType, Tensor, TensorSpec
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from blindai.channel.receipt_file import ReceiptFile
 
 __all__ = ["ModelInfo", "Result"]
 
@@ -35,6 +37,7 @@ class ModelInfo:
         outputs: What it gives.
         engine: What runs it, in the server's words.
         loaded_at: Since when it is served, where the server says so.
+        receipt: Of the upload, where one was asked for.
     """
 
     name: str
@@ -44,6 +47,7 @@ class ModelInfo:
     outputs: tuple[TensorSpec, ...]
     engine: str = ""
     loaded_at: datetime | None = None
+    receipt: ReceiptFile | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         lines = [f"{self.name}  sha256:{self.sha256}  {self.size:,} bytes"]
@@ -62,17 +66,28 @@ class Result(Mapping[str, Array]):
         tensors: The outputs.
         model: Name of the model that ran.
         model_sha256: Of its file, in hexadecimal: which weights these outputs are from.
+        receipt: What the server signed of the run, where that was asked for; `.save(path)`
+            keeps it for `blindai receipt verify`.
     """
 
-    __slots__ = ("_tensors", "model", "model_sha256")
+    __slots__ = ("_tensors", "model", "model_sha256", "receipt")
 
     model: str
     model_sha256: str
+    receipt: ReceiptFile | None
 
-    def __init__(self, tensors: Sequence[Tensor], *, model: str, model_sha256: str) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        *,
+        model: str,
+        model_sha256: str,
+        receipt: ReceiptFile | None = None,
+    ) -> None:
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self.model = model
         self.model_sha256 = model_sha256
+        self.receipt = receipt
 
     def __getitem__(self, key: str | int) -> Array:
         if isinstance(key, int):

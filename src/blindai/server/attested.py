@@ -6,9 +6,11 @@ Specification: Open Inference Protocol (KServe v2) REST under /v2; BlindAI's own
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from blindai.channel.statement import Kind
 from blindai.errors import InvalidInput, LimitExceeded
 from blindai.inference.engine import RunHandle
 from blindai.server.app import App, GoneWatch, Response, json_response
@@ -17,16 +19,21 @@ from blindai.server.open_inference import (
     MODEL_VERSION,
     build_answer,
     describe_specs,
+    gather_facts,
     parse_request,
 )
 from blindai.server.public import shared_routes
+from blindai.server.receipts import Facts, ReceiptDesk, digest_parts, parse_wish
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from blindai.inference.store import ModelRecord
+    from blindai.inference.tensors import Tensor
     from blindai.server.config import Limits
     from blindai.server.identity import EvidenceDesk
     from blindai.server.limits import ByteBudget
-    from blindai.server.open_inference import Answer
+    from blindai.server.open_inference import Answer, InferenceCall
     from blindai.server.request import Request
     from blindai.server.service import Service
 
@@ -48,8 +55,9 @@ def attested_app(
         limits: What is accepted.
         bodies: Counts the bodies that are held, over all identities.
     """
-    models = Models(service, access, limits)
-    inference = OpenInference(service, access, limits, bodies)
+    receipts = ReceiptDesk(desk)
+    models = Models(service, access, limits, receipts)
+    inference = OpenInference(service, access, limits, bodies, receipts)
     return App(
         service,
         always=shared_routes(service, desk),
@@ -70,12 +78,18 @@ class OpenInference:
     """Handlers of the Open Inference Protocol; see `attested_app` for the arguments."""
 
     def __init__(
-        self, service: Service, access: Access, limits: Limits, bodies: ByteBudget
+        self,
+        service: Service,
+        access: Access,
+        limits: Limits,
+        bodies: ByteBudget,
+        receipts: ReceiptDesk,
     ) -> None:
         self._service = service
         self._access = access
         self._limits = limits
         self._bodies = bodies
+        self._receipts = receipts
 
     async def metadata(self, request: Request) -> Response:
         """Say what a model takes and returns."""
@@ -104,28 +118,37 @@ class OpenInference:
         self._service.get(request.name)  # before the body is read for nothing
         header_length = _header_length(request)
         handle = RunHandle()
+
+        def encode(call: InferenceCall, record: ModelRecord, outputs: list[Tensor]) -> Answer:
+            answer = build_answer(call, request.name, record, outputs)
+            return replace(answer, facts=gather_facts(call, record, outputs, body, answer))
+
         with self._bodies.share() as share:
             body = await request.body(limit=self._limits.max_body_bytes, share=share)
             with GoneWatch(request, handle.terminate):
                 answer: Answer = await self._service.infer(
                     request.name,
                     partial(parse_request, body, header_length),
-                    lambda call, record, outputs: build_answer(call, request.name, record, outputs),
+                    encode,
                     handle=handle,
                 )
+        headers = () if answer.facts is None else (await self._receipts.sign(answer.facts),)
         if answer.header_length is None:
-            return Response(200, answer.parts)
+            return Response(200, answer.parts, headers=headers)
         length = b"%d" % answer.header_length
-        return Response(200, answer.parts, _BINARY, headers=((_HEADER_LENGTH, length),))
+        return Response(200, answer.parts, _BINARY, headers=((_HEADER_LENGTH, length), *headers))
 
 
 class Models:
     """Handlers for the models that are served; see `attested_app` for the arguments."""
 
-    def __init__(self, service: Service, access: Access, limits: Limits) -> None:
+    def __init__(
+        self, service: Service, access: Access, limits: Limits, receipts: ReceiptDesk
+    ) -> None:
         self._service = service
         self._access = access
         self._limits = limits
+        self._receipts = receipts
 
     async def all(self, request: Request) -> Response:
         """List the models, one entry for each name."""
@@ -141,25 +164,37 @@ class Models:
         if size is not None and size > self._limits.max_model_bytes:
             msg = f"expected a model of at most {self._limits.max_model_bytes} bytes, came {size}"
             raise LimitExceeded(msg)
-        replace = request.query().get("replace", "false")
-        if replace not in {"true", "false"}:
-            msg = "replace: expected true or false"
-            raise InvalidInput(msg)
+        query = request.query()
+        replaces = _flag(query, "replace")
+        wish = parse_wish({**query, "receipt": _flag(query, "receipt")})
         sha256 = request.headers.get(b"x-blindai-sha256")
         record, is_new = await self._service.upload(
             request.name,
             request.chunks(),
             size=size,
             sha256=None if sha256 is None else sha256.decode("latin-1"),
-            replace=replace == "true",
+            replace=replaces,
         )
-        return json_response(_describe(record, request.name), status=201 if is_new else 200)
+        response = json_response(_describe(record, request.name), status=201 if is_new else 200)
+        if wish is None:
+            return response
+        digest = bytes.fromhex(record.sha256)
+        facts = Facts(wish, Kind.UPLOAD, digest, (), (), digest, digest_parts(response.body))
+        return replace(response, headers=(await self._receipts.sign(facts),))
 
     async def delete(self, request: Request) -> Response:
         """Take a model's name away."""
         self._access.check(Scope.MANAGE, request.bearer_token)
         await self._service.delete(request.name)
         return Response(204)
+
+
+def _flag(query: Mapping[str, str], name: str) -> bool:
+    text = query.get(name, "false")
+    if text not in {"true", "false"}:
+        msg = f"{name}: expected true or false"
+        raise InvalidInput(msg)
+    return text == "true"
 
 
 def _describe(record: ModelRecord, name: str) -> dict[str, object]:

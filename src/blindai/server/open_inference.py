@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from blindai.channel.statement import Kind
 from blindai.errors import InvalidInput
 from blindai.inference.tensors import (
     DataType,
@@ -24,6 +25,13 @@ from blindai.inference.tensors import (
     from_json_data,
     to_bytes,
     to_json_data,
+)
+from blindai.server.receipts import (
+    Facts,
+    ReceiptWish,
+    digest_parts,
+    digest_tensors,
+    parse_wish,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +80,7 @@ class InferenceCall:
         id: The caller's name for the request, to be returned.
         binary_default: Whether outputs are to be binary where nothing else is said.
         binary: Output → whether it is to be binary.
+        receipt: What the caller wants in a receipt; `None`: no receipt.
     """
 
     inputs: tuple[Tensor, ...]
@@ -80,6 +89,7 @@ class InferenceCall:
     id: str | None
     binary_default: bool
     binary: dict[str, bool]
+    receipt: ReceiptWish | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +99,12 @@ class Answer:
     Attributes:
         parts: Its bytes, in order.
         header_length: Bytes of JSON at its beginning; `None`: it is all JSON.
+        facts: What its receipt will state; `None`: it has none.
     """
 
     parts: list[bytes | memoryview]
     header_length: int | None
+    facts: Facts | None = None
 
 
 def parse_request(body: bytes | memoryview, header_length: int | None) -> InferenceCall:
@@ -122,6 +134,7 @@ def parse_request(body: bytes | memoryview, header_length: int | None) -> Infere
             for output in document.outputs
             if (flag := _flag(output.parameters, "binary_data", default=None)) is not None
         },
+        receipt=parse_wish(document.parameters),
     )
 
 
@@ -164,6 +177,35 @@ def build_answer(
     header = _ENCODER.encode(document)
     any_binary = any("data" not in entry for entry in described)
     return Answer([header, *parts], len(header) if any_binary else None)
+
+
+def gather_facts(
+    call: InferenceCall,
+    record: ModelRecord,
+    outputs: Sequence[Tensor],
+    body: bytes | memoryview,
+    answer: Answer,
+) -> Facts | None:
+    """Return what the receipt of a run will state; `None` where none is wanted.
+
+    Args:
+        call: What was asked for.
+        record: The model that ran.
+        outputs: What it returned.
+        body: Of the request.
+        answer: The response.
+    """
+    if call.receipt is None:
+        return None
+    return Facts(
+        wish=call.receipt,
+        kind=Kind.RUN,
+        model_sha256=bytes.fromhex(record.sha256),
+        inputs=digest_tensors(call.inputs),
+        outputs=digest_tensors(outputs),
+        request_sha256=digest_parts([body]),
+        response_sha256=digest_parts(answer.parts),
+    )
 
 
 def describe_specs(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:

@@ -1,0 +1,34 @@
+"""The benchmark of verification runs, and measures every platform."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from blindai.platforms import VERIFIERS
+from tests.docs.pages import ROOT
+from tests.platforms.vectors import VECTORS
+
+REAL = {"sgx", "tdx", "sev-snp", "nitro", "tpm", "azure-vtpm", "nvidia-gpu"}
+
+
+@pytest.mark.slow
+def test_every_platform_is_measured(tmp_path):
+    """Fakes of all platforms have a row, and real evidence too where it is there."""
+    results = tmp_path / "results.json"
+    command = [sys.executable, ROOT / "benchmarks" / "verification.py", "--rounds", "2"]
+    command += ["--vectors", VECTORS, "--json", results]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(results.read_text())["results"]
+    fakes = {row["platform"] for row in rows if row["name"].startswith(row["platform"])}
+    assert fakes == set(map(str, VERIFIERS))
+    assert all(row["first_ms"] > 0 and row["median_ms"] > 0 for row in rows)
+    if (VECTORS / "manifest.json").is_file():
+        assert {row["platform"] for row in rows if " " in row["name"]} == REAL
+        assert "evidence of real machines" in done.stdout
+    else:
+        assert "skipped: no evidence of real machines" in done.stdout
