@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,19 +98,11 @@ def make_policies(engine, path, inputs, stack):
         each.prepare(entry).result() for each, entry in zip((plain, copied), entries, strict=True)
     ]
     print(f"batches: {found[0].batches} {found[0].reason}")
-    lock, cores = threading.Lock(), threading.Semaphore(CORES)
-
-    def one_at_a_time():
-        with lock:
-            wide.run(inputs)
-
-    def one_thread():
-        with cores:
-            narrow.run(inputs)
-
+    # In order of arrival, as a server would: a lock would starve some clients.
+    one, many = (stack.enter_context(ThreadPoolExecutor(size)) for size in (1, CORES))
     return {
-        "one at a time": one_at_a_time,
-        "one thread": one_thread,
+        "one at a time": lambda: one.submit(wide.run, inputs).result(),
+        "one thread": lambda: many.submit(narrow.run, inputs).result(),
         "scheduler": lambda: plain.submit(entries[0], inputs).result(),
         "with a copy": lambda: copied.submit(entries[1], inputs).result(),
     }

@@ -41,8 +41,10 @@ from blindai.platforms.dcap.quote import (
     parse_td_report,
 )
 from blindai.platforms.dcap.verifier import AUTHENTICITY_STEPS
+from blindai.platforms.tpm.eventlog import parse_event_log, replay_rtmrs
 from blindai.testing.fake_dcap import FakeIntelSGX, FakeIntelTDX
 from blindai.testing.fake_pck import certify, sgx_extensions
+from tests.platforms.test_eventlog import boot_events, make_event_log
 from tests.platforms.vectors import load_cases, read, requires_vectors
 
 BINDING = bytes(range(32))
@@ -154,7 +156,7 @@ def test_chip_identity_comes_from_the_real_pck_certificate():
 
 @both
 def test_good_evidence_gives_claims_of_the_vocabulary(platform):
-    """Genuine evidence verifies, binds the caller's bytes, and takes every step."""
+    """Genuine evidence verifies, binds the caller's bytes, and takes every step it can."""
     steps = Steps(MODULES[platform].STEPS)
     claims = verify(GOOD[platform], steps=steps)
     words = VOCABULARY[platform]
@@ -164,7 +166,7 @@ def test_good_evidence_gives_claims_of_the_vocabulary(platform):
     assert set(claims.versions) <= words.versions
     assert claims.not_after == VENDORS[platform].now + timedelta(days=29)
     assert [s.name for s in steps.taken if s.status != "passed"] == (
-        ["service-td"] if platform is Platform.TDX else []
+        ["service-td", "event-log"] if platform is Platform.TDX else []
     )
 
 
@@ -743,3 +745,50 @@ def test_tee_of_a_quote_is_what_its_header_says():
     """The parser reads the TEE type, nothing else decides it."""
     assert parse_quote(GOOD[Platform.SGX].body).tee is Tee.SGX
     assert parse_quote(GOOD[Platform.TDX].body).tee is Tee.TDX
+
+
+def ccel(changed: int | None = None) -> tuple[bytes, tuple[bytes, bytes, bytes, bytes]]:
+    """Return a CCEL with a whole boot, and the RTMRs it leads to; one can be made another."""
+    place = {0: 1, 7: 1, 1: 1, 2: 2, 3: 2, 4: 2, 5: 2, 6: 2, 8: 3, 9: 3}
+    events = [(place[pcr], kind, content, data) for pcr, kind, content, data in boot_events()]
+    log = make_event_log(events, ["sha384"])
+    replayed = replay_rtmrs(parse_event_log(log))
+    rtmrs = [replayed.get(index, bytes(48)) for index in range(4)]
+    if changed is not None:
+        rtmrs[changed] = b"x" * 48
+    return log, (rtmrs[0], rtmrs[1], rtmrs[2], rtmrs[3])
+
+
+def with_log(evidence: Evidence, log: bytes) -> Evidence:
+    return replace(evidence, attachments={**evidence.attachments, "event_log": log})
+
+
+def test_a_ccel_that_replays_names_what_was_booted() -> None:
+    """Kernel, initrd, command line and Secure Boot become claims of a TDX guest."""
+    log, rtmrs = ccel()
+    evidence, unused = tdx.assemble(
+        VENDORS[Platform.TDX].attest(BINDING, rtmrs=rtmrs).body,
+        [log, GOOD[Platform.TDX].attachments["collateral"]],
+    )
+    assert unused == []
+    claims = verify(evidence)
+    assert {"kernel", "initrd", "command_line", "secure_boot"} <= set(claims.measurements)
+    assert set(claims.measurements) <= VOCABULARY[Platform.TDX].measurements
+
+
+def test_a_ccel_says_nothing_of_a_register_that_it_does_not_explain() -> None:
+    """Another RTMR2 than the log's: its events are not claimed, those of the others are."""
+    log, rtmrs = ccel(changed=2)
+    claims = verify(with_log(VENDORS[Platform.TDX].attest(BINDING, rtmrs=rtmrs), log))
+    assert "secure_boot" in claims.measurements
+    assert "command_line" not in claims.measurements
+
+
+def test_a_ccel_of_another_boot_is_refused() -> None:
+    """A log that replays to no register is another machine's; a broken one is no log."""
+    log, _ = ccel()
+    evidence = VENDORS[Platform.TDX].attest(BINDING)
+    with pytest.raises(EvidenceError, match="replays to none"):
+        verify(with_log(evidence, log))
+    with pytest.raises(EvidenceError):
+        verify(with_log(evidence, log[:-3]))

@@ -1,15 +1,19 @@
 """Intel TDX: quotes of trust domains, of version 4 and 5, TD reports 1.0 and 1.5.
 
 The body is the quote. The attachment "collateral" is Intel's statements about the platform,
-in the form of `blindai.platforms.dcap.collateral`. Refused outright, not weak, since
-`dcap-qvl` evaluates no TCB for them: a debug domain; one that can be migrated; one whose
-host may remove its memory pages unseen (SEPT_VE_DISABLE off); one bound to a service domain.
+in the form of `blindai.platforms.dcap.collateral`; the attachment "event_log", optional, is
+the firmware's log (CCEL), whose events become claims where their register replays.
+
+Refused outright, not weak, since `dcap-qvl` evaluates no TCB for them: a debug domain; one
+that can be migrated; one whose host may remove its memory pages unseen (SEPT_VE_DISABLE off);
+one bound to a service domain.
 
 Reference: Intel TDX Module Base Architecture Specification, ATTRIBUTES and TDREPORT.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from blindai.attestation.model import Claims, Evidence, Platform
@@ -24,6 +28,8 @@ from blindai.platforms.dcap.verifier import (
     platform_measurements,
     verify_authentic,
 )
+from blindai.platforms.tpm.boot import CCEL_LAYOUT, named_events
+from blindai.platforms.tpm.eventlog import parse_event_log, replay_rtmrs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,10 +52,16 @@ STEPS: Final = (
         "Intel TDX Module Base Architecture Specification, TDINFO",
     ),
     TCB_STEP,
+    StepName(
+        "event-log",
+        "The event log replays to the runtime registers",
+        "UEFI 2.10 §38.4.1; TCG PC Client Platform Firmware Profile §10",
+    ),
 )
 _UNDER_DEBUG: Final = 0xFF  # DEBUG, and seven more bits that let others look in
 _SEPT_VE_DISABLE: Final = 1 << 28
 _MIGRATABLE: Final = 1 << 29
+_RTMRS: Final = 4
 
 
 def verify(evidence: Evidence, *, anchors: Sequence[Anchor], now: datetime, steps: Steps) -> Claims:
@@ -74,6 +86,7 @@ def verify(evidence: Evidence, *, anchors: Sequence[Anchor], now: datetime, step
     }
     if report.mrservicetd is not None:
         measurements["mrservicetd"] = report.mrservicetd
+    measurements |= _named_events(evidence, report, steps)
     return Claims(
         platform=Platform.TDX,
         measurements=measurements | platform_measurements(authentic.pck),
@@ -93,12 +106,51 @@ def assemble(body: bytes, extras: Sequence[bytes]) -> tuple[Evidence, list[int]]
 
     Args:
         body: The quote, raw or in hex.
-        extras: Collateral as JSON, in any order with anything else.
+        extras: Collateral as JSON, an event log, in any order with anything else.
 
     Raises:
         EvidenceError: If the quote is malformed.
     """
-    return assemble_evidence(Platform.TDX, body, extras)
+    evidence, unused = assemble_evidence(Platform.TDX, body, extras)
+    log = next((index for index in unused if _is_event_log(extras[index])), None)
+    if log is None:
+        return evidence, unused
+    attachments = {**evidence.attachments, "event_log": extras[log]}
+    return replace(evidence, attachments=attachments), [i for i in unused if i != log]
+
+
+def _named_events(evidence: Evidence, report: TdReport, steps: Steps) -> dict[str, bytes]:
+    """Return the named events of the log, from the registers that it replays to.
+
+    A register that it does not explain is no failure: software extends RTMR2 and RTMR3 long
+    after the firmware's log has ended. Nothing is claimed of it.
+    """
+    data = evidence.attachments.get("event_log")
+    if data is None:
+        steps.skip("event-log", "there is no event log: no named events are claimed")
+        return {}
+    with steps.take("event-log") as step:
+        log = parse_event_log(data)
+        authentic = [
+            register + 1
+            for register, held in sorted(replay_rtmrs(log).items())
+            if register < _RTMRS
+            and step.compare(f"RTMR{register}", expected=report.rtmrs[register], found=held)
+        ]
+        if not authentic:
+            msg = "the event log replays to none of the runtime registers"
+            raise EvidenceError(msg)
+        step.note("explains " + ", ".join(f"RTMR{register - 1}" for register in authentic))
+        return named_events(log, "sha384", authentic=authentic, layout=CCEL_LAYOUT)
+
+
+def _is_event_log(data: bytes) -> bool:
+    # A TPM's log has other registers, and seldom the hash of the RTMRs.
+    try:
+        registers = replay_rtmrs(parse_event_log(data))
+    except EvidenceError:
+        return False
+    return bool(registers) and max(registers) < _RTMRS
 
 
 def _check_domain(report: TdReport, steps: Steps) -> None:
