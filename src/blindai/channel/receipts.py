@@ -43,6 +43,11 @@ MAX_RECEIPT_BYTES: Final = MAX_STATEMENT_BYTES + (4 << 10)
 _MAX_ENVELOPE_BYTES: Final = MAX_STATEMENT_BYTES + (1 << 10)
 _TAG_18: Final = b"\xd2"
 _ALGORITHM, _CONTENT_TYPE, _EDDSA = 1, 3, -8
+# The protected header has one encoding for each content type.
+_PROTECTED: Final = {
+    content_type: cbor2.dumps({_ALGORITHM: _EDDSA, _CONTENT_TYPE: content_type}, canonical=True)
+    for content_type in (STATEMENT_TYPE, ROOT_TYPE)
+}
 _ENVELOPE_PARTS: Final = 4
 _SIGNATURE_SIZE: Final = 64
 
@@ -175,14 +180,9 @@ def sign_batch(statements: Sequence[Statement], key: Ed25519PrivateKey) -> list[
 
 
 def _seal(payload: bytes, content_type: str, key: Ed25519PrivateKey) -> bytes:
-    protected = _protected(content_type)
+    protected = _PROTECTED[content_type]
     signature = key.sign(_to_be_signed(protected, payload))
     return _TAG_18 + cbor2.dumps([protected, {}, payload, signature], canonical=True)
-
-
-def _protected(content_type: str) -> bytes:
-    """Return the protected header, of which there is one encoding for each content type."""
-    return cbor2.dumps({_ALGORITHM: _EDDSA, _CONTENT_TYPE: content_type}, canonical=True)
 
 
 def _to_be_signed(protected: bytes, payload: bytes) -> bytes:
@@ -210,7 +210,7 @@ def _parse_envelope(data: bytes, inclusion: Inclusion | None) -> tuple[bytes, by
         msg = f"receipt envelope: expected no unprotected header, {_SIGNATURE_SIZE} signature bytes"
         raise EvidenceError(msg)
     content_type = STATEMENT_TYPE if inclusion is None else ROOT_TYPE
-    if protected != _protected(content_type):
+    if protected != _PROTECTED[content_type]:
         msg = f"receipt header: expected EdDSA (-8) and {content_type}, and nothing else"
         raise EvidenceError(msg)
     if cbor2.dumps(parts, canonical=True) != data[1:]:

@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import secrets
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from blindai.channel.keyset import Keyset
@@ -82,8 +83,14 @@ class ReceiptRequest:
         if wrong:
             msg = f"the receipt that came is not for this request: it differs in {', '.join(wrong)}"
             raise BindingError(msg)
-        receipt.check_signature(Keyset.parse(bundle.keyset).receipt_public_key)
+        receipt.check_signature(_receipt_key(bundle.keyset))
         return ReceiptFile((receipt,), bundle, self.shown.nonce)
+
+
+# A keyset serves for hours, and takes longer to read than a signature to check.
+@lru_cache(maxsize=16)
+def _receipt_key(keyset: bytes) -> bytes:
+    return Keyset.parse(keyset).receipt_public_key
 
 
 def digest_body(parts: Sequence[bytes | memoryview]) -> bytes:
