@@ -52,6 +52,33 @@ def test_one_scale_for_the_whole_batch_is_found(load):
     assert "depends on the other rows" in found.reason
 
 
+@pytest.mark.parametrize("words", [20, 200, 2000])
+def test_one_scale_for_all_tokens_is_found(load, words):
+    """Of tokens 0 and 1 every row has both, and so the same scale: larger ones tell."""
+    loudness = np.linspace(1, 20, words, dtype=np.float32)[:, None]
+    table = numpy_helper.from_array(loudness * np.ones((words, 4), np.float32), "table")
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["e"]),
+        helper.make_node("DynamicQuantizeLinear", ["e"], ["q", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    tokens = ("x", TensorProto.INT64, ("n", "seq"))
+    data = graph(nodes, output=("n", "seq", 4), weights=[table], inputs=[tokens])
+    found = probe_model(load(data))
+    assert not found.batches
+    assert "depends on the other rows" in found.reason
+
+
+@pytest.mark.parametrize("words", [2, 2000])
+def test_tokens_keep_rows_apart_whatever_their_number(load, words):
+    """Larger integers are tried, and not held against a model that refuses them."""
+    table = matrix("table", (words, 4))
+    nodes = [helper.make_node("Gather", ["table", "x"], ["y"])]
+    tokens = ("x", TensorProto.INT64, ("n", "seq"))
+    data = graph(nodes, output=("n", "seq", 4), weights=[table], inputs=[tokens])
+    assert probe_model(load(data)).batches
+
+
 @pytest.mark.parametrize("op", ["ReduceMean", "ReduceMax"])
 def test_a_sum_over_the_batch_is_found(load, op):
     """A row minus the batch's mean is no row of its own."""

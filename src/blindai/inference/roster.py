@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from blindai.inference.ledger import Ledger
     from blindai.inference.queues import Request
@@ -69,7 +69,10 @@ class Roster:
         """
         again_at: float | None = None
         self._active = {ledger for ledger in self._active if ledger.queue}
-        for ledger in sorted(self._active, key=lambda ledger: ledger.queue.turn()):
+        ledgers: Iterable[Ledger] = self._active
+        if len(self._active) > 1:
+            ledgers = sorted(self._active, key=lambda ledger: ledger.queue.turn())
+        for ledger in ledgers:
             limit = ledger.options.instances
             if limit and ledger.queue.running >= limit:
                 continue

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 import time
 import weakref
@@ -102,7 +103,10 @@ class Scheduler:
         self._options_for = options_for
         self._load_again = load_again
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
+        # Wakes workers: one item for one of them. Not a condition, whose waiters wake up only
+        # to wait for the lock that whoever woke them still holds.
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._rung = 0
         self._sweep = threading.Condition(self._lock)
         self._drained = threading.Condition(self._lock)
         self._ledgers: weakref.WeakKeyDictionary[Model, Ledger] = weakref.WeakKeyDictionary()
@@ -275,14 +279,14 @@ class Scheduler:
         with self._lock:
             self._closing = True
             # Nothing waits for company any more.
-            self._work.notify_all()
+            self._ring_for_all()
             self._drained.wait_for(self._is_drained, timeout=max(0.0, drain))
             self._stopping = True
             dropped = list(self._roster)
             for request in dropped:
                 self._withdraw(request)
             running = list(self._running.values())
-            self._work.notify_all()
+            self._ring_for_all()
         for request in dropped:
             fail_request(request, _stopping())
         for batch in running:
@@ -322,7 +326,10 @@ class Scheduler:
                 self._deadlines[request] = request.deadline
                 if request.deadline < self._wakes_at:
                     self._sweep.notify()
-            self._work.notify()
+            ring = self._idle > self._rung
+            self._rung += ring
+        if ring:
+            self._bell.put(None)
 
     def _leave(self, request: Request) -> None:
         """Let a request go that nobody waits for; called by its handle, in any thread."""
@@ -385,20 +392,10 @@ class Scheduler:
 
     def _serve_one(self, worker: int) -> bool:
         # A frame of its own: an idle worker keeps nobody's data.
-        with self._lock:
-            self._idle += 1
-            try:
-                chosen = self._wait_for_work()
-            finally:
-                self._idle -= 1
-            if chosen is None:
-                return False
-            ledger, members = chosen
-            batch = self._running[worker] = begin_batch(members)
-            ledger.queue.running += 1
-            model = self._model_for(ledger, members[0].entry)
-            if self._roster and self._idle:
-                self._work.notify()
+        chosen = self._wait_for_work(worker)
+        if chosen is None:
+            return False
+        ledger, batch, model = chosen
         began = time.monotonic()
         self._run(worker, model, ledger, batch)
         with self._lock:
@@ -409,13 +406,38 @@ class Scheduler:
                 self._drained.notify()
         return True
 
-    def _wait_for_work(self) -> tuple[Ledger, list[Request]] | None:
+    def _wait_for_work(self, worker: int) -> tuple[Ledger, Batch, Model] | None:
+        newly_idle, rung = 1, 0
         while True:
-            now = time.monotonic()
-            chosen, again_at = self._roster.choose(now, idle=self._idle, hurry=self._closing)
-            if chosen is not None or self._stopping:
-                return chosen
-            self._work.wait(None if again_at is None else max(0.0, again_at - now))
+            with self._lock:
+                self._idle += newly_idle
+                self._rung -= rung
+                newly_idle = rung = 0
+                now = time.monotonic()
+                chosen, again_at = self._roster.choose(now, idle=self._idle, hurry=self._closing)
+                if chosen is not None or self._stopping:
+                    self._idle -= 1
+                    return None if chosen is None else self._begin(worker, *chosen)
+                seconds = None if again_at is None else max(0.0, again_at - now)
+            with contextlib.suppress(queue.Empty):
+                self._bell.get(timeout=seconds)
+                rung = 1
+
+    def _begin(
+        self, worker: int, ledger: Ledger, members: list[Request]
+    ) -> tuple[Ledger, Batch, Model]:
+        """Start the clock of what was chosen; the lock must be held."""
+        batch = self._running[worker] = begin_batch(members)
+        ledger.queue.running += 1
+        if self._roster and self._idle > self._rung:
+            self._rung += 1
+            self._bell.put(None)
+        return ledger, batch, self._model_for(ledger, members[0].entry)
+
+    def _ring_for_all(self) -> None:
+        for _ in self._workers:
+            self._rung += 1
+            self._bell.put(None)
 
     def _model_for(self, ledger: Ledger, entry: LoadedModel) -> Model:
         """Return the copy of the model to run: the narrow one under load, if there is one."""
@@ -461,16 +483,19 @@ class Scheduler:
                 crowded = max(beside, len(self._running)) > 1 or len(self._workers) == 1
                 if key is not None and crowded:
                     ledger.costs(key).record(part.rows, seconds)
-            for member, outputs in zip(part.members, results, strict=True):
-                if self._claim(member):
+                waited_for = [self._claim(member) for member in part.members]
+            for member, outputs, wanted in zip(part.members, results, waited_for, strict=True):
+                if wanted:
                     finish_request(member, outputs)
 
     def _claim(self, member: Request) -> bool:
-        """Return whether somebody still waits for a request, which ends with that."""
-        with self._lock:
-            waited_for = member.stage is Stage.RUNNING
-            member.stage = Stage.ENDED
-            self._deadlines.pop(member, None)
+        """Return whether somebody still waits for a request, which ends with that.
+
+        The lock must be held.
+        """
+        waited_for = member.stage is Stage.RUNNING
+        member.stage = Stage.ENDED
+        self._deadlines.pop(member, None)
         return waited_for
 
     def _again(self, ledger: Ledger, part: Batch, error: Exception) -> list[Batch]:
@@ -482,9 +507,9 @@ class Scheduler:
                     ledger.no_batches(str(error))
                 # Backwards, because the last is run first.
                 return [begin_batch(members) for members in split_batch(part, error)[::-1]]
-        for member in part.members:
-            if self._claim(member):
-                fail_request(member, reported(error))
+            rest = [member for member in part.members if self._claim(member)]
+        for member in rest:
+            fail_request(member, reported(error))
         return []
 
 
