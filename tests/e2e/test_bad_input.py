@@ -127,6 +127,20 @@ def test_two_gigabytes_chunked(server, method, path):
     assert status_of(answer) == 413
 
 
+def test_an_upload_beyond_the_limit_that_pauses(server):
+    """A client that waits after too many bytes, without an end, is told 413 all the same."""
+    chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
+    with tls(server) as connection:
+        connection.sendall(
+            b"PUT /blindai/v1/models/bad HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+            b"Authorization: Bearer " + server.token.encode() + b"\r\n\r\n"
+        )
+        for _ in range(LIMIT // 65536 + 1):
+            connection.sendall(chunk)
+        connection.settimeout(8)
+        assert status_of(connection.recv(100_000)) == 413
+
+
 def test_header_bomb(server):
     """Headers beyond the limit are 431."""
     reply = request(server, "GET", "/v2", headers={"X": "a" * 50_000})

@@ -20,6 +20,7 @@ from blindai.platforms import ASSEMBLERS, VERIFIERS
 if TYPE_CHECKING:
     from blindai.attestation.model import Claims
 
+_FILES_STEP: Final = StepName("files", "The files have the form of the platform's evidence")
 _NONCE_STEP: Final = StepName("nonce", "The hardware signed the nonce that was given")
 _NO_POLICY: Final = (
     "No policy was applied: this says that the hardware is genuine, not what it runs is good."
@@ -60,10 +61,11 @@ def evidence(
     expected = _parse_nonce(nonce)
     contents = [read_bounded(path) for path in (file, *extras)]
     kind = Platform(platform)
-    plan = [*VERIFIERS[kind].STEPS, *([_NONCE_STEP] if expected is not None else [])]
-    steps = Steps(plan)
+    nonce_steps = [] if expected is None else [_NONCE_STEP]
+    steps = Steps([_FILES_STEP, *VERIFIERS[kind].STEPS, *nonce_steps])
     try:
-        shown, ignored = ASSEMBLERS[kind](contents[0], contents[1:])
+        with steps.take("files"):
+            shown, ignored = ASSEMBLERS[kind](contents[0], contents[1:])
         claims = VERIFIERS[kind].verify(shown, anchors=VENDOR_ROOTS[kind], now=now, steps=steps)
         if expected is not None:
             _check_nonce(claims, expected, steps)

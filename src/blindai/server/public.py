@@ -40,7 +40,7 @@ strong{{background:#fd6;padding:.1em .3em}}</style></head><body>
 <p>{headline}</p>
 <dl><dt>State</dt><dd>{state}</dd><dt>Platform</dt><dd>{platform}</dd>
 <dt>Version</dt><dd>{version}</dd><dt>Keys hold until</dt><dd>{not_after}</dd></dl>
-<p>This page proves nothing: whoever runs the machine can write what he likes here. What proves
+<p>This page proves nothing: whoever runs the machine can write what they like here. What proves
 something is the evidence of the hardware, which your own computer checks:</p>
 <p><code>{command}</code></p>
 <p>Never send data to this port. Clients talk to the attested port only, to a key that the

@@ -191,10 +191,8 @@ class Service:
         worker.add_done_callback(self._upload_ended)
         worker.add_done_callback(pipe.wake)
         try:
-            async for chunk in chunks:
+            while (chunk := await _next_unless(chunks, worker)) is not None:
                 await pipe.put(chunk)
-                if worker.done():
-                    break
         except BaseException:
             pipe.abort()
             # Whoever asked for it is told after its traces are gone, not before.
@@ -240,6 +238,22 @@ class Service:
         self._runs.shutdown(cancel_futures=True)
         self._loads.shutdown(cancel_futures=True)
         self.store.close()
+
+
+async def _next_unless(
+    chunks: AsyncIterator[bytes], worker: asyncio.Future[tuple[ModelRecord, bool]]
+) -> bytes | None:
+    """Return the next chunk; `None` after the last, or as soon as nobody reads them any more."""
+    coming = asyncio.ensure_future(anext(chunks, None))
+    try:
+        await asyncio.wait((coming, worker), return_when=asyncio.FIRST_COMPLETED)
+        return None if worker.done() else coming.result()
+    finally:
+        # A client may pause for long: who waits for it is not kept waiting.
+        if coming.cancel():
+            await asyncio.wait((coming,))
+        if not coming.cancelled():
+            coming.exception()  # looked at, as in `_upload_ended`
 
 
 class _Pipe:
