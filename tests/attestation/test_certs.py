@@ -438,6 +438,19 @@ def test_a_warning_is_no_way_around():
         parse_certificate(data)
 
 
+def test_signature_with_unused_bits():
+    """A second encoding of the same signature is no second certificate, nor a second list."""
+    for parse, data, signature in (
+        (parse_certificate, der(CA), CA.certificate.signature),
+        (parse_crl, GOOD_CRL.public_bytes(Encoding.DER), GOOD_CRL.signature),
+    ):
+        spoilt = bytearray(data)
+        spoilt[-len(signature) - 1] = 1
+        spoilt[-1] &= 0xFE
+        with pytest.raises(EvidenceError, match="malformed"):
+            parse(bytes(spoilt))
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes(data):
     """No bytes make the parsers raise anything else."""

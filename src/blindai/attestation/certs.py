@@ -74,10 +74,18 @@ def parse_certificate(data: bytes, name: str = "certificate") -> x509.Certificat
         # Parsed lazily: make sure that later reads cannot raise anything else.
         _ = certificate.extensions, certificate.signature_hash_algorithm, certificate.public_key()
         _ = certificate.subject, certificate.issuer
+        _check_whole_octets(der(certificate), certificate.signature)
     except _MALFORMED as error:
         msg = f"{name}: malformed certificate ({type(error).__name__})"
         raise EvidenceError(msg) from error
     return certificate
+
+
+def _check_whole_octets(encoded: bytes, signature: bytes) -> None:
+    """Refuse a signature that claims unused bits: one certificate would have two encodings."""
+    if not encoded.endswith(b"\0" + signature):
+        msg = "the signature is not a whole number of octets"
+        raise ValueError(msg)
 
 
 def parse_certificates(data: bytes, name: str = "chain") -> list[x509.Certificate]:
@@ -206,6 +214,7 @@ def parse_crl(data: bytes, name: str = "revocation list") -> x509.CertificateRev
         crl = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
         # Parsed lazily, as those of a certificate.
         _ = crl.issuer, crl.extensions, crl.signature_hash_algorithm
+        _check_whole_octets(crl.public_bytes(Encoding.DER), crl.signature)
     except _MALFORMED as error:
         msg = f"{name}: malformed ({type(error).__name__})"
         raise EvidenceError(msg) from error
