@@ -28,6 +28,7 @@ def test_limits_are_positive(name):
         {"port": 50052},
         {"threads": -1},
         {"runs": -1},
+        {"max_batch": 0},
         {"key_lifetime": timedelta(seconds=1)},
     ],
 )

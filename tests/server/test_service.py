@@ -144,3 +144,24 @@ def test_many_clients_at_once(server, count):
 
     with ThreadPoolExecutor(count) as clients:
         assert all(clients.map(one, range(30)))
+
+
+@pytest.mark.parametrize("max_batch", [1, 16])
+def test_answers_are_right_when_requests_are_batched(max_batch):
+    """Each has its own rows, and as many as it sent."""
+    config = {"runs": 1, "threads": 1, "max_batch": max_batch}
+
+    def one(value: int) -> bool:
+        rows = [[float(value)] * WIDTH] * (1 + value % 3)
+        body = {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [len(rows), WIDTH], "data": rows}]
+        }
+        document = request(server, "POST", SLOW, json.dumps(body).encode()).json()
+        (output,) = document["outputs"]
+        return output["data"] == [value] * len(rows) * WIDTH
+
+    with (
+        start_server(models={"slow": slow(layers=10)}, config=config) as server,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        assert all(clients.map(one, range(60)))

@@ -130,6 +130,7 @@ class OpenInference:
                     request.name,
                     partial(parse_request, body, header_length),
                     encode,
+                    size=len(body),
                     handle=handle,
                 )
         headers = () if answer.facts is None else (await self._receipts.sign(answer.facts),)

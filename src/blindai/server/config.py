@@ -93,6 +93,10 @@ class ServerConfig:
         key_lifetime: Keys are renewed after half of it.
         threads: Threads that one run uses; 0: one for each core.
         runs: Runs at the same time; 0: one for each core.
+        max_batch: Rows of different requests that may go through a model together, where it
+            keeps them apart and gains by it; 1: none. More than 1 is for callers who trust
+            whoever made the model: one made for it can show a row to its neighbours. Clients
+            see it in the keyset.
         limits: What the server accepts.
     """
 
@@ -106,6 +110,7 @@ class ServerConfig:
     key_lifetime: timedelta = timedelta(days=7)
     threads: int = 0
     runs: int = 0
+    max_batch: int = 1
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -118,6 +123,9 @@ class ServerConfig:
             raise ConfigurationError(msg)
         if self.threads < 0 or self.runs < 0:
             msg = f"expected threads and runs from 0 up, came {self.threads} and {self.runs}"
+            raise ConfigurationError(msg)
+        if self.max_batch < 1:
+            msg = f"max_batch: expected 1 or more, came {self.max_batch}"
             raise ConfigurationError(msg)
         if self.key_lifetime < timedelta(seconds=2):
             msg = f"key_lifetime: expected 2 seconds or more, came {self.key_lifetime}"
@@ -146,5 +154,6 @@ class ServerConfig:
             "run": "open",
             "manage": "token",
             "engine": "onnx",
+            "max_batch": self.max_batch,
         }
         return hashlib.sha256(cbor2.dumps(statement, canonical=True)).digest()

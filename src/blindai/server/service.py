@@ -1,21 +1,24 @@
 """What every protocol calls: run, upload, list, delete. Knows no HTTP and no bytes of it.
 
-Always true: the event loop that calls never waits for a model, a disk or a lock; a run takes
-one hop to a thread, on which its protocol also decodes and encodes; uploads and loads have
-threads of their own, so that they never take one from a run; every queue is bounded.
+Always true: the event loop that calls never waits for a model, a disk or a lock that is held
+longer than a moment; small requests are decoded on it, large ones on a thread; a run takes one hop
+to a worker of the scheduler, on which its protocol also encodes; uploads and loads have threads of
+their own, so that they never take one from a run; every queue is bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from blindai.errors import ConnectionFailed, InferenceError, Overloaded
+from blindai.errors import ConnectionFailed, InferenceError, ModelNotFound, Overloaded
+from blindai.inference.scheduler import Scheduler, SchedulingOptions
 from blindai.server.events import log_event
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 # Of chunks between the network and the disk: at most 320 KiB each, as uvicorn reads them.
 _PIPE_SLOTS: Final = 16
+# A request's bytes up to which decoding takes less than the hop to a thread, or little more.
+_SMALL: Final = 4096
 
 
 class Call(Protocol):
@@ -70,13 +75,20 @@ class Service:
 
     Attributes:
         state: Set by whoever runs the server.
+        scheduler: Runs the models; its statistics are for metrics.
     """
 
     def __init__(self, store: ModelStore, config: ServerConfig) -> None:
         self.store = store
         self.state = State.STARTING
         self._limits = config.limits
-        self._runs = ThreadPoolExecutor(config.concurrency, "blindai-run")
+        options = SchedulingOptions(max_batch=config.max_batch)
+        self.scheduler = Scheduler(
+            workers=config.concurrency,
+            max_queue=config.limits.max_queue,
+            options_for=lambda _: options,
+        )
+        self._decodes = ThreadPoolExecutor(config.concurrency, "blindai-decode")
         self._loads = ThreadPoolExecutor(config.limits.max_uploads, "blindai-load")
         self._capacity = config.concurrency + config.limits.max_queue
         self._running: set[RunHandle] = set()
@@ -105,14 +117,16 @@ class Service:
         decode: Callable[[], CallT],
         encode: Callable[[CallT, ModelRecord, list[Tensor]], AnswerT],
         *,
+        size: int,
         handle: RunHandle,
     ) -> AnswerT:
         """Run a model once.
 
         Args:
             key: The model's name or SHA-256.
-            decode: Makes the call of a request; runs on the run's thread.
-            encode: Makes the answer of a call and its outputs; runs there too.
+            decode: Makes the call of a request; runs on a thread if that is large.
+            encode: Makes the answer of a call and its outputs; runs on the run's thread.
+            size: Of the request, in bytes.
             handle: Stops the run from outside. Of this run alone.
 
         Raises:
@@ -126,10 +140,16 @@ class Service:
         if len(self._running) >= self._capacity:
             msg = f"{len(self._running)} requests run or wait, which is the limit"
             raise Overloaded(msg)
-        work = partial(self._run, model, decode, encode, handle, time.monotonic())
+        began = time.monotonic()
         self._running.add(handle)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._runs, work)
+            if size <= _SMALL:
+                call = decode()
+            else:
+                loop = asyncio.get_running_loop()
+                call = await loop.run_in_executor(self._decodes, decode)
+            work = self._submit(model, call, encode, began, handle)
+            return await asyncio.wrap_future(work)
         except InferenceError as error:
             if handle.terminated and self.state is State.STOPPING:
                 msg = "the server is stopping"
@@ -140,21 +160,23 @@ class Service:
             handle.terminate()
             self._running.discard(handle)
 
-    def _run(
+    def _submit(
         self,
         model: LoadedModel,
-        decode: Callable[[], CallT],
+        call: CallT,
         encode: Callable[[CallT, ModelRecord, list[Tensor]], AnswerT],
-        handle: RunHandle,
         began: float,
-    ) -> AnswerT:
-        if handle.terminated:
-            raise handle.reason()
-        call = decode()
+        handle: RunHandle,
+    ) -> Future[AnswerT]:
         longest = self._limits.max_run_time
-        deadline = began + (longest if call.timeout is None else min(call.timeout, longest))
-        outputs = model.model.run(call.inputs, call.outputs, deadline=deadline, handle=handle)
-        return encode(call, model.record, outputs)
+        return self.scheduler.submit(
+            model,
+            call.inputs,
+            call.outputs,
+            deadline=began + (longest if call.timeout is None else min(call.timeout, longest)),
+            handle=handle,
+            finish=partial(encode, call, model.record),
+        )
 
     async def upload(
         self,
@@ -215,6 +237,9 @@ class Service:
                 upload.write(chunk)
             before = next((r.sha256 for r in self.records() if name in r.names), None)
             record = upload.commit(expected_sha256=sha256, replace=replace)
+            # Unless it was deleted at once.
+            with contextlib.suppress(ModelNotFound):
+                self.scheduler.prepare(self.store.get(record.sha256))
         log_event("model_loaded", sha256=record.sha256, size=record.size)
         return record, before != record.sha256
 
@@ -235,7 +260,8 @@ class Service:
     def close(self) -> None:
         """Stop all runs, wait for the threads, and let go of the models."""
         self.stop_runs()
-        self._runs.shutdown(cancel_futures=True)
+        self._decodes.shutdown(cancel_futures=True)
+        self.scheduler.close()
         self._loads.shutdown(cancel_futures=True)
         self.store.close()
 
