@@ -1,19 +1,19 @@
 """The asyncio client: the verbs of `blindai.client.client.Client`, awaited.
 
-Always true: as there. Verifying runs in a thread, so it never stalls the loop; requests
-travel through aiohttp, with its redirects, cookies, environment and decompression off.
+Always true: as there. Verifying, and reading what is uploaded, runs in a thread, so it never
+stalls the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import warnings
-from typing import TYPE_CHECKING, Final, Self, TypeVar
-
-import aiohttp
-from yarl import URL
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
+from blindai.client.aio_transport import AsyncTransport
 from blindai.client.calls import Call, Calls
 from blindai.client.client import (
     KEY_CHANGED_AGAIN,
@@ -21,50 +21,26 @@ from blindai.client.client import (
     MAX_RESPONSE_BYTES,
     SIMULATION_WARNING,
 )
-from blindai.client.failures import explain
-from blindai.client.http1 import MAX_HEAD_BYTES, Head
-from blindai.client.messages import Response, receive_buffer, slices, too_large
 from blindai.client.progress import Progress, watch
-from blindai.client.receipts import ReceiptRequest
+from blindai.client.receipts import request_receipt
 from blindai.client.session import Channel, Session, resolve_policy
 from blindai.client.upload import Model, open_source
-from blindai.errors import (
-    BindingError,
-    BlindAIError,
-    ConfigurationError,
-    ConnectionFailed,
-    LimitExceeded,
-    SimulationWarning,
-)
+from blindai.errors import BindingError, ConfigurationError, SimulationWarning
 
 if TYPE_CHECKING:
     import os
-    import ssl
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
     from datetime import datetime
 
     from blindai.attestation.model import AttestationResult
     from blindai.attestation.policy import Policy
     from blindai.attestation.stored import StoredEvidence
-    from blindai.client.messages import Request
+    from blindai.client.messages import Response
+    from blindai.client.receipts import ReceiptRequest
     from blindai.client.results import ModelInfo, Result
     from blindai.endorsements import Endorser
 
 T = TypeVar("T")
-
-# aiohttp takes a body this small as it is; larger ones are handed over piece by piece.
-_JOIN_BYTES: Final = 64 << 10
-_PIECE_BYTES: Final = 256 << 10
-_AUTOMATIC_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
-
-
-class _Trace:
-    """Whether a request went out over a kept connection."""
-
-    __slots__ = ("reused",)
-
-    def __init__(self) -> None:
-        self.reused = False
 
 
 class AsyncClient:
@@ -121,7 +97,7 @@ class AsyncClient:
         )
         self._max_response_bytes = max_response_bytes
         self._channel: Channel | None = None
-        self._http: aiohttp.ClientSession | None = None
+        self._transport = AsyncTransport(self._session.address, self._session.proxy)
         self._calls = Calls({} if resolved is None else resolved.models, token)
 
     async def connect(self) -> AttestationResult:
@@ -155,11 +131,11 @@ class AsyncClient:
 
     async def models(self) -> list[ModelInfo]:
         """Return the models that the server has."""
-        return await self._drive(self._calls.models())
+        return await self._drive(lambda _: self._calls.models())
 
     async def model(self, name: str) -> ModelInfo:
         """Return what one model expects and gives; see `Client.model`."""
-        return await self._drive(self._calls.model(name))
+        return await self._drive(lambda _: self._calls.model(name))
 
     async def run_model(
         self,
@@ -171,9 +147,15 @@ class AsyncClient:
         receipt: bool = False,
     ) -> Result:
         """Run a model once; see `Client.run_model` for arguments and errors."""
-        wish = await self._wish(receipt=receipt)
-        call = self._calls.run_model(name, inputs, outputs=outputs, timeout=timeout, receipt=wish)
-        return await self._drive(call)
+        return await self._drive(
+            lambda channel: self._calls.run_model(
+                name,
+                inputs,
+                outputs=outputs,
+                timeout=timeout,
+                receipt=request_receipt(channel.shown, wanted=receipt),
+            )
+        )
 
     async def upload_model(
         self,
@@ -187,28 +169,35 @@ class AsyncClient:
         receipt: bool = False,
     ) -> ModelInfo:
         """Send a model to the server; see `Client.upload_model` for arguments and errors."""
-        wish = await self._wish(receipt=receipt)
         with open_source(model) as source:
-            request = self._calls.upload_request(
-                source, name, token, replace=replace, timeout=timeout, receipt=wish
-            )
             with watch(progress, name or source.name or "model", source.size) as advance:
-                response = await self._through(
-                    lambda channel: self._upload(
-                        channel, request, source.chunks(advance), source.size
+
+                async def send(channel: Channel) -> tuple[Response, ReceiptRequest | None]:
+                    wish = request_receipt(channel.shown, wanted=receipt)
+                    request = self._calls.upload_request(
+                        source, name, token, replace=replace, timeout=timeout, receipt=wish
                     )
-                )
+                    async with aclosing(_pieces(source.chunks(advance))) as chunks:
+                        response = await self._transport.upload(
+                            request,
+                            chunks,
+                            source.size,
+                            channel.ssl_context,
+                            idle=self._session.timeout,
+                            limit=self._max_response_bytes,
+                        )
+                    return response, wish
+
+                response, wish = await self._through(send)
             return self._calls.uploaded(response, source, wish)
 
     async def delete_model(self, name: str, *, token: str | None = None) -> None:
         """Take a model away from the server; see `Client.delete_model`."""
-        await self._drive(self._calls.delete_model(name, token))
+        await self._drive(lambda _: self._calls.delete_model(name, token))
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._http is not None:
-            await self._http.close()
-            self._http = None
+        await self._transport.close()
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -238,187 +227,38 @@ class AsyncClient:
         self._channel = channel
         return channel
 
-    async def _wish(self, *, receipt: bool) -> ReceiptRequest | None:
-        return ReceiptRequest((await self._verified()).shown) if receipt else None
+    async def _drive(self, verb: Callable[[Channel], Call[T]]) -> T:
+        return await self._through(lambda channel: self._answered(verb(channel), channel))
 
-    async def _drive(self, call: Call[T]) -> T:
+    async def _answered(self, call: Call[T], channel: Channel) -> T:
+        """Send what a verb asks, all of it over one channel, and return what it makes of it."""
         try:
             request = next(call)
             while True:
-                request = call.send(await self._send(request))
+                seconds = self._session.timeout if request.timeout is None else request.timeout
+                response = await self._transport.send(
+                    request, channel.ssl_context, timeout=seconds, limit=self._max_response_bytes
+                )
+                request = call.send(response)
         except StopIteration as stop:
             value: T = stop.value
             return value
 
-    async def _send(self, request: Request) -> Response:
-        seconds = self._session.timeout if request.timeout is None else request.timeout
-        timeout = aiohttp.ClientTimeout(total=seconds)
-        length = sum(map(len, request.body))
-        headers = {**request.headers, "Content-Length": str(length)} if length else request.headers
-
-        async def exchange(channel: Channel) -> Response:
-            trace = _Trace()
-            while True:
-                body = b"".join(request.body) if length <= _JOIN_BYTES else _pieces(request)
-                try:
-                    return await self._exchange(
-                        channel, request, headers, body or None, timeout, trace
-                    )
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                    if isinstance(error, aiohttp.ClientConnectorError) or not trace.reused:
-                        raise
-                    if not request.repeatable:
-                        raise
-                    # Closed while it lay idle: the request reached nobody.
-                    trace.reused = False
-
-        return await self._through(exchange)
-
-    async def _upload(
-        self, channel: Channel, request: Request, chunks: Iterator[memoryview], size: int | None
-    ) -> Response:
-        idle = self._session.timeout
-        wait = idle if request.timeout is None else request.timeout
-        headers = dict(request.headers)
-        if size is not None:
-            headers["Content-Length"] = str(size)
-        now = asyncio.get_running_loop().time
-        failures: list[BlindAIError] = []
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=idle)
-        async with asyncio.timeout(idle) as limit:
-
-            async def body() -> AsyncIterator[bytes]:
-                try:
-                    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-                        limit.reschedule(now() + idle)
-                        # A copy: the event loop may hold it longer than the piece lives.
-                        yield bytes(chunk)
-                except BlindAIError as error:
-                    failures.append(error)
-                    raise
-                limit.reschedule(now() + wait)
-
-            try:
-                return await self._exchange(channel, request, headers, body(), timeout, _Trace())
-            except aiohttp.ClientError:
-                # aiohttp reports the file's failure as the connection's.
-                if failures:
-                    raise failures[0] from None
-                raise
-
-    async def _exchange(
-        self,
-        channel: Channel,
-        request: Request,
-        headers: Mapping[str, str],
-        body: bytes | AsyncIterator[bytes | memoryview] | None,
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
-        trace: _Trace,
-    ) -> Response:
-        proxy = self._session.proxy
-        async with self._opened().request(
-            request.method,
-            URL(self.url + request.target, encoded=True),
-            headers=headers,
-            data=body,
-            ssl=channel.ssl_context,
-            allow_redirects=False,
-            timeout=timeout,
-            trace_request_ctx=trace,
-            proxy=None if proxy is None else f"http://{proxy.address.authority}",
-            proxy_headers=_proxy_headers(proxy.authorization) if proxy is not None else None,
-        ) as answer:
-            return await self._read(answer)
-
-    async def _read(self, answer: aiohttp.ClientResponse) -> Response:
-        head = Head(
-            answer.status,
-            {name.lower(): value for name, value in answer.headers.items()},
-            keep_alive=False,
-        )
-        limit = self._max_response_bytes
-        length = answer.content_length or 0
-        if length > limit:
-            raise LimitExceeded(too_large(limit))
-        received = receive_buffer(head, length)
-        position = 0
-        async for piece in answer.content.iter_any():
-            end = position + len(piece)
-            if end > limit:
-                raise LimitExceeded(too_large(limit))
-            if end > len(received):
-                # No length was announced: room for twice as much, so copies stay rare.
-                larger = receive_buffer(head, min(limit, 2 * end))
-                larger[:position] = received[:position]
-                received = larger
-            received[position:end] = piece
-            position = end
-        return Response(head.status, head.headers, received[:position])
-
-    async def _through(self, send: Callable[[Channel], Awaitable[Response]]) -> Response:
-        """Send over the channel; after a change of keys verify once more, and send once more."""
+    async def _through(self, use: Callable[[Channel], Awaitable[T]]) -> T:
+        """Use the channel; after a change of keys verify once more, and begin once more."""
         channel = await self._verified()
         try:
-            return await self._explained(send(channel))
-        except aiohttp.ClientConnectorCertificateError:
-            channel = await asyncio.to_thread(self._session.renew, channel)
-            self._channel = channel
+            return await use(channel)
+        except ssl.SSLCertVerificationError:
+            self._channel = channel = await asyncio.to_thread(self._session.renew, channel)
         try:
-            return await self._explained(send(channel))
-        except aiohttp.ClientConnectorCertificateError as error:
+            return await use(channel)
+        except ssl.SSLCertVerificationError as error:
             raise BindingError(KEY_CHANGED_AGAIN) from error
 
-    async def _explained(self, answer: Awaitable[Response]) -> Response:
-        address, proxy, seconds = self._session.address, self._session.proxy, self._session.timeout
-        try:
-            return await answer
-        except aiohttp.ClientConnectorCertificateError:
-            raise
-        except aiohttp.ClientHttpProxyError as error:
-            msg = f"the proxy refused CONNECT {address} with HTTP status {error.status}"
-            raise ConnectionFailed(msg) from error
-        except aiohttp.ClientConnectorError as error:
-            raise explain(error.os_error, address, proxy, seconds) from error
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:
-            raise explain(ConnectionResetError(), address, proxy, seconds) from error
-        except aiohttp.ClientResponseError as error:
-            msg = f"expected an HTTP/1.1 answer from {address}, came something else"
-            raise ConnectionFailed(msg) from error
-        except OSError as error:
-            raise explain(error, address, proxy, seconds) from error
-        except aiohttp.ClientError as error:
-            raise explain(ConnectionAbortedError(), address, proxy, seconds) from error
 
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._http is None:
-            traces = aiohttp.TraceConfig()
-            traces.on_connection_reuseconn.append(_note_reuse)
-            self._http = aiohttp.ClientSession(
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-                # A receipt comes in a header, which takes more than aiohttp allows by default.
-                max_field_size=MAX_HEAD_BYTES,
-                skip_auto_headers=_AUTOMATIC_HEADERS,
-                trace_configs=[traces],
-            )
-        return self._http
-
-
-async def _note_reuse(_session: object, context: object, _parameters: object) -> None:
-    trace = getattr(context, "trace_request_ctx", None)
-    if isinstance(trace, _Trace):
-        trace.reused = True
-
-
-async def _pieces(request: Request) -> AsyncIterator[memoryview]:
-    for piece in slices(request.body, _PIECE_BYTES):
-        yield piece
-
-
-def _proxy_headers(authorization: str | None) -> dict[str, str]:
-    return {} if authorization is None else {"Proxy-Authorization": authorization}
-
-
-def _too_large(limit: int) -> str:
-    return f"the server's answer is larger than {limit} bytes, which is this client's limit"
+async def _pieces(chunks: Iterator[memoryview]) -> AsyncGenerator[bytes]:
+    # Read in a thread: a disk may be slow. A copy: the event loop may hold it longer than the
+    # piece lives.
+    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        yield bytes(chunk)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
 from blindai.client.calls import Call, Calls
 from blindai.client.progress import Progress, watch
-from blindai.client.receipts import ReceiptRequest
+from blindai.client.receipts import request_receipt
 from blindai.client.session import Channel, Session, resolve_policy
 from blindai.client.transport import Transport
 from blindai.client.upload import Model, open_source
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from blindai.attestation.model import AttestationResult
     from blindai.attestation.policy import Policy
     from blindai.attestation.stored import StoredEvidence
-    from blindai.client.messages import Request, Response
+    from blindai.client.messages import Response
+    from blindai.client.receipts import ReceiptRequest
     from blindai.client.results import ModelInfo, Result
     from blindai.endorsements import Endorser
 
@@ -147,7 +148,7 @@ class Client:
 
     def models(self) -> list[ModelInfo]:
         """Return the models that the server has."""
-        return self._drive(self._calls.models())
+        return self._drive(lambda _: self._calls.models())
 
     def model(self, name: str) -> ModelInfo:
         """Return what one model expects and gives.
@@ -158,7 +159,7 @@ class Client:
         Raises:
             ModelNotFound: If the server has no such model.
         """
-        return self._drive(self._calls.model(name))
+        return self._drive(lambda _: self._calls.model(name))
 
     def run_model(
         self,
@@ -188,9 +189,14 @@ class Client:
             AttestationError: If the server changed its keys and is no longer accepted.
             ConnectionFailed: If the server cannot be reached.
         """
-        wish = self._wish(receipt=receipt)
         return self._drive(
-            self._calls.run_model(name, inputs, outputs=outputs, timeout=timeout, receipt=wish)
+            lambda channel: self._calls.run_model(
+                name,
+                inputs,
+                outputs=outputs,
+                timeout=timeout,
+                receipt=request_receipt(channel.shown, wanted=receipt),
+            )
         )
 
     def upload_model(
@@ -223,14 +229,15 @@ class Client:
             AccessDenied: If the token is missing or gives no right to this.
             ConnectionFailed: If the server cannot be reached.
         """
-        wish = self._wish(receipt=receipt)
         with open_source(model) as source:
-            request = self._calls.upload_request(
-                source, name, token, replace=replace, timeout=timeout, receipt=wish
-            )
             with watch(progress, name or source.name or "model", source.size) as advance:
-                response = self._through(
-                    lambda channel: self._transport.upload(
+
+                def send(channel: Channel) -> tuple[Response, ReceiptRequest | None]:
+                    wish = request_receipt(channel.shown, wanted=receipt)
+                    request = self._calls.upload_request(
+                        source, name, token, replace=replace, timeout=timeout, receipt=wish
+                    )
+                    response = self._transport.upload(
                         request,
                         source.chunks(advance),
                         source.size,
@@ -238,7 +245,9 @@ class Client:
                         idle=self._session.timeout,
                         limit=self._max_response_bytes,
                     )
-                )
+                    return response, wish
+
+                response, wish = self._through(send)
             return self._calls.uploaded(response, source, wish)
 
     def delete_model(self, name: str, *, token: str | None = None) -> None:
@@ -248,7 +257,7 @@ class Client:
             ModelNotFound: If the server has no such model.
             AccessDenied: If the token is missing or gives no right to this.
         """
-        self._drive(self._calls.delete_model(name, token))
+        self._drive(lambda _: self._calls.delete_model(name, token))
 
     def close(self) -> None:
         """Close the connections."""
@@ -264,38 +273,32 @@ class Client:
         kind = "SIMULATED" if self.attestation.simulated else str(self.attestation.platform)
         return f"<Client {self.url} {kind}>"
 
-    def _wish(self, *, receipt: bool) -> ReceiptRequest | None:
-        return ReceiptRequest(self._session.channel().shown) if receipt else None
+    def _drive(self, verb: Callable[[Channel], Call[T]]) -> T:
+        return self._through(lambda channel: self._answered(verb(channel), channel))
 
-    def _drive(self, call: Call[T]) -> T:
+    def _answered(self, call: Call[T], channel: Channel) -> T:
+        """Send what a verb asks, all of it over one channel, and return what it makes of it."""
         try:
             request = next(call)
             while True:
-                request = call.send(self._send(request))
+                seconds = self._session.timeout if request.timeout is None else request.timeout
+                response = self._transport.send(
+                    request, channel.ssl_context, timeout=seconds, limit=self._max_response_bytes
+                )
+                request = call.send(response)
         except StopIteration as stop:
             value: T = stop.value
             return value
 
-    def _send(self, request: Request) -> Response:
-        timeout = self._session.timeout if request.timeout is None else request.timeout
-        return self._through(
-            lambda channel: self._transport.send(
-                request,
-                channel.ssl_context,
-                timeout=timeout,
-                limit=self._max_response_bytes,
-            )
-        )
-
-    def _through(self, send: Callable[[Channel], Response]) -> Response:
-        """Send over the channel; after a change of keys verify once more, and send once more."""
+    def _through(self, use: Callable[[Channel], T]) -> T:
+        """Use the channel; after a change of keys verify once more, and begin once more."""
         self._channel = channel = self._session.channel()
         try:
-            return send(channel)
+            return use(channel)
         except ssl.SSLCertVerificationError:
             self._channel = channel = self._session.renew(channel)
         try:
-            return send(channel)
+            return use(channel)
         except ssl.SSLCertVerificationError as error:
             raise BindingError(KEY_CHANGED_AGAIN) from error
 

@@ -65,8 +65,7 @@ class ReceiptRequest:
         Raises:
             InferenceError: If none came, or none that can be read.
             SignatureError: If another key signed it.
-            BindingError: If it is for other keys, or another request; after a change of the
-                server's keys in the middle of the request, too.
+            BindingError: If it is for other keys, or another request.
         """
         receipt = _parse(response.headers.get(RECEIPT_HEADER))
         bundle, stated = self.shown.bundle, receipt.statement
@@ -85,6 +84,11 @@ class ReceiptRequest:
             raise BindingError(msg)
         receipt.check_signature(_receipt_key(bundle.keyset))
         return ReceiptFile((receipt,), bundle, self.shown.nonce)
+
+
+def request_receipt(shown: StoredEvidence, *, wanted: bool) -> ReceiptRequest | None:
+    """Return the request for a receipt of the keys in `shown`, if one is wanted."""
+    return ReceiptRequest(shown) if wanted else None
 
 
 # A keyset serves for hours, and takes longer to read than a signature to check.
