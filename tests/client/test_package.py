@@ -28,11 +28,43 @@ def test_every_error_is_public():
     assert set(blindai.errors.__all__) <= set(blindai.__all__)
 
 
-def test_import_stays_light():
-    """No asyncio client, no terminal, no inference engine: who needs them imports them later."""
-    code = "import sys, json, blindai; print(json.dumps(sorted(sys.modules)))"
+LATER = {
+    "aiohttp",
+    "asyncio",
+    "concurrent.futures",
+    "dcap_qvl",
+    "http.client",
+    "jwt",
+    "onnx",
+    "onnxruntime",
+    "rich",
+    "tpm2_pytss",
+    "uvicorn",
+    "xml.etree.ElementTree",
+}
+
+
+def imported_by(code):
+    """Return the modules that a new interpreter has after running some code."""
+    code = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)))"
     output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
-    loaded = set(json.loads(output.stdout))
-    assert loaded & {"aiohttp", "asyncio", "rich", "onnx", "onnxruntime", "uvicorn"} == set()
+    return set(json.loads(output.stdout))
+
+
+def test_import_stays_light():
+    """Who needs the asyncio client, a terminal or a platform's verifier imports it later."""
+    loaded = imported_by("import blindai")
+    assert loaded & LATER == set()
+    assert {name for name in loaded if name.startswith("blindai.platforms.")} == {
+        "blindai.platforms.base"
+    }
+    assert not any(name.startswith("blindai.endorsements") for name in loaded)
+
+
+def test_a_verifier_brings_its_own_libraries_only():
+    """Asking for one platform's verifier imports that platform, and Intel's library for Intel's."""
+    code = "from blindai.platforms import VERIFIERS; VERIFIERS['{}']"
+    assert "dcap_qvl" not in imported_by(code.format("nitro"))
+    assert "dcap_qvl" in imported_by(code.format("sgx"))

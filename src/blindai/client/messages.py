@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 
 from blindai.errors import ConfigurationError, InvalidInput
 from blindai.inference.tensors import Tensor, to_bytes
@@ -27,6 +28,7 @@ JSON_HEADER_LENGTH: Final = "inference-header-content-length"
 _NAME: Final = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Tensor data starts at a multiple of this, so that whoever receives it need not copy it.
 _ALIGNMENT: Final = 64
+_LARGE_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,10 @@ def receive_buffer(head: Head, length: int) -> memoryview:
     """Return writable memory for the body of an answer, placed so that its tensors align."""
     offset = head.headers.get(JSON_HEADER_LENGTH, "")
     pad = -int(offset) % _ALIGNMENT if offset.isdecimal() and len(offset) < len("1" * 19) else 0
-    return memoryview(bytearray(pad + length))[pad:]
+    if length < _LARGE_BYTES:
+        return memoryview(bytearray(pad + length))[pad:]
+    # Not zeroed first, which would touch each page twice; and numpy asks for huge pages.
+    return np.empty(pad + length, np.uint8).data[pad:]
 
 
 def check_name(name: str) -> str:

@@ -40,7 +40,6 @@ from blindai.client.answers import printable, retry_after
 from blindai.client.connection import Deadline, open_connection
 from blindai.client.failures import explain
 from blindai.client.messages import Request, Response
-from blindai.endorsements import Endorser, HttpsGet
 from blindai.errors import (
     AppraisalError,
     BindingError,
@@ -55,6 +54,8 @@ from blindai.verify import verify
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+
+    from blindai.endorsements import Endorser
 
 EVIDENCE_PATH: Final = "/blindai/v1/evidence"
 _MAX_TIMEOUT: Final = 86_400.0
@@ -120,7 +121,7 @@ class Session:
         self.timeout = timeout
         self._clock = clock or _now
         self._anchors = anchors
-        self._endorser = endorser or Endorser(get=HttpsGet())
+        self._endorser = endorser
         self._lock = threading.Lock()
         self._channel: Channel | None = None
 
@@ -197,6 +198,11 @@ class Session:
     def _attest(self) -> tuple[AttestationResult, StoredEvidence]:
         nonce = secrets.token_bytes(NONCE_SIZE)
         shown, peer = self.fetch_evidence(nonce)
+        if self._endorser is None:
+            # Only who verifies waits for importing what knows the vendors' formats.
+            from blindai.endorsements import Endorser, HttpsGet  # noqa: PLC0415
+
+            self._endorser = Endorser(get=HttpsGet())
         completed = self._endorser.complete(shown, self._clock())
         bundle = completed.bundle
         # After it: what a vendor has just signed would otherwise be of the future.
