@@ -91,7 +91,7 @@ def test_torch_is_no_dependency(monkeypatch):
 
 
 def test_torch_gets_the_same_memory_and_bfloat16_its_bits(monkeypatch):
-    """Arrays are handed to torch.from_numpy; bfloat16 as 16-bit integers seen anew."""
+    """Arrays are handed to torch.from_numpy; bfloat16 and float8 as integers seen anew."""
 
     class FakeTensor:
         def __init__(self, array, dtype=None):
@@ -101,18 +101,26 @@ def test_torch_gets_the_same_memory_and_bfloat16_its_bits(monkeypatch):
             return FakeTensor(self.array, dtype)
 
     def from_numpy(array):
-        if array.dtype not in {np.dtype("f4"), np.dtype("i2")}:
+        if array.dtype not in {np.dtype("f4"), np.dtype("i2"), np.dtype("u1")}:
             raise TypeError
         return FakeTensor(array)
 
-    fake = types.SimpleNamespace(from_numpy=from_numpy, bfloat16="bfloat16")
+    fake = types.SimpleNamespace(
+        from_numpy=from_numpy, bfloat16="bfloat16", float8_e5m2="float8_e5m2"
+    )
     monkeypatch.setitem(sys.modules, "torch", fake)
     half = np.array([1.5, -2], ml_dtypes.bfloat16)
-    found = result(a=np.ones(3, np.float32), h=half)
+    eighth = half.astype(ml_dtypes.float8_e5m2)
+    found = result(a=np.ones(3, np.float32), h=half, e=eighth)
     tensors = found.as_torch()
     assert tensors["a"].array is found["a"]
     assert tensors["h"].dtype == "bfloat16"
     assert tensors["h"].array.tobytes() == half.tobytes()
+    assert tensors["e"].dtype == "float8_e5m2"
+    assert tensors["e"].array.tobytes() == eighth.tobytes()
+    for missing in (ml_dtypes.float8_e4m3fn, ml_dtypes.int4):
+        with pytest.raises(ConfigurationError, match="this torch has no"):
+            result(m=np.ones(1).astype(missing)).as_torch()
     with pytest.raises(ConfigurationError, match="no strings"):
         result(s=["text"]).as_torch()
     with pytest.raises(ConfigurationError, match="no UINT64"):

@@ -8,6 +8,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from blindai.inference.tensors import DataType
 
+# All but FP4E2M1, for which onnxruntime has no operator on the CPU.
 ELEMENTS = {
     DataType.BOOL: TensorProto.BOOL,
     DataType.UINT8: TensorProto.UINT8,
@@ -23,6 +24,23 @@ ELEMENTS = {
     DataType.FP64: TensorProto.DOUBLE,
     DataType.BF16: TensorProto.BFLOAT16,
     DataType.BYTES: TensorProto.STRING,
+    DataType.FP8E4M3FN: TensorProto.FLOAT8E4M3FN,
+    DataType.FP8E4M3FNUZ: TensorProto.FLOAT8E4M3FNUZ,
+    DataType.FP8E5M2: TensorProto.FLOAT8E5M2,
+    DataType.FP8E5M2FNUZ: TensorProto.FLOAT8E5M2FNUZ,
+    DataType.FP8E8M0: TensorProto.FLOAT8E8M0,
+    DataType.INT4: TensorProto.INT4,
+    DataType.UINT4: TensorProto.UINT4,
+    DataType.INT2: TensorProto.INT2,
+    DataType.UINT2: TensorProto.UINT2,
+}
+# For these, onnxruntime has Cast but no Identity.
+ONLY_CAST = {
+    DataType.FP8E8M0,
+    DataType.INT4,
+    DataType.UINT4,
+    DataType.INT2,
+    DataType.UINT2,
 }
 
 
@@ -39,12 +57,18 @@ def model(nodes: Sequence[NodeProto], inputs, outputs, weights=(), **more) -> Mo
 
 
 def identity(datatype: DataType = DataType.FP32, shape: Sequence | None = ("n",)) -> bytes:
-    """Return x as y, for any datatype."""
+    """Return x as y, for any datatype that onnxruntime computes with."""
     element = ELEMENTS[datatype]
-    node = helper.make_node("Identity", ["x"], ["y"])
-    return model(
-        [node], [value("x", element, shape)], [value("y", element, shape)]
-    ).SerializeToString()
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    if datatype in ONLY_CAST:
+        nodes = [
+            helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["wide"], ["y"], to=element),
+        ]
+    made = model(nodes, [value("x", element, shape)], [value("y", element, shape)])
+    if datatype in ONLY_CAST:
+        made.ir_version, made.opset_import[0].version = 13, 25
+    return made.SerializeToString()
 
 
 def add(constant: float = 1.0) -> bytes:

@@ -1,5 +1,7 @@
 """Element types by the names of the Open Inference Protocol."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -32,6 +34,9 @@ def test_every_datatype_comes_back_from_its_numpy_dtype_and_its_own_name(datatyp
         ("uint16", DataType.UINT16),
         ("boolean", DataType.BOOL),
         ("string", DataType.BYTES),
+        ("float8_e4m3fn", DataType.FP8E4M3FN),
+        ("float8_e8m0fnu", DataType.FP8E8M0),
+        ("int4", DataType.INT4),
     ],
 )
 def test_spellings_of_other_libraries_are_understood(spelling, datatype):
@@ -59,14 +64,39 @@ def test_byte_order_does_not_matter_for_the_datatype(dtype):
     assert DataType.from_numpy(np.dtype(dtype)) is DataType.FP32
 
 
-def test_item_sizes_are_those_of_the_protocol():
-    """Elements are as wide as their names say; BYTES elements vary."""
-    sizes = {datatype: datatype.itemsize for datatype in DataType}
-    assert sizes[DataType.BYTES] is None
-    assert sizes[DataType.BOOL] == sizes[DataType.INT8] == 1
-    assert sizes[DataType.BF16] == sizes[DataType.FP16] == 2
-    assert sizes[DataType.FP64] == sizes[DataType.UINT64] == 8
+def test_elements_are_as_wide_as_their_names_say():
+    """In the binary form; BYTES elements vary."""
+    assert DataType.BYTES.bits == 0
+    assert DataType.BOOL.bits == 8
+    for datatype in set(DataType) - {DataType.BYTES, DataType.BOOL}:
+        digits = re.match(r"[A-Z]+(\d+)", datatype)[1]
+        assert datatype.bits == int(digits), datatype
+        assert datatype.is_packed == (datatype.bits < 8)
+        assert datatype.numpy.itemsize == max(1, datatype.bits // 8)
     assert DataType.BF16.numpy == np.dtype(ml_dtypes.bfloat16)
+
+
+def test_native_types_are_those_that_numpy_has():
+    """The others come from ml_dtypes."""
+    extended = [datatype for datatype in DataType if not datatype.is_native]
+    assert extended[0] is DataType.BF16
+    assert len(extended) == 11
+    for datatype in extended:
+        assert hasattr(ml_dtypes, datatype.numpy.name)
+
+
+@pytest.mark.parametrize("datatype", [d for d in DataType if d.is_integer])
+def test_limits_are_those_of_the_dtype(datatype):
+    """The smallest and the largest, as numpy and ml_dtypes have them."""
+    known = ml_dtypes.iinfo(datatype.numpy)
+    assert datatype.limits == (int(known.min), int(known.max))
+
+
+@pytest.mark.parametrize("spelling", ["i4", "u4", "i2", "u2"])
+def test_what_numpy_means_otherwise_is_no_spelling(spelling):
+    """To numpy, "i4" has four bytes, not four bits."""
+    with pytest.raises(InvalidInput, match="unknown datatype"):
+        DataType.parse(spelling)
 
 
 def test_only_integers_are_integers_and_only_floats_floats():
@@ -76,3 +106,6 @@ def test_only_integers_are_integers_and_only_floats_floats():
     assert DataType.BF16.is_float
     assert not DataType.BF16.is_integer
     assert DataType.UINT8.is_integer
+    assert DataType.INT4.is_integer
+    assert DataType.FP8E8M0.is_float
+    assert DataType.FP4E2M1.is_float

@@ -36,9 +36,11 @@ def test_a_perceptron_keeps_rows_apart(load):
 
 
 def test_text_and_flags_keep_rows_apart(load):
-    """Random inputs are made for every kind of element."""
-    for datatype in DataType:
-        assert probe_model(load(models.identity(datatype))).batches, datatype
+    """Random inputs are made for every kind of element, except the too coarse."""
+    for datatype in models.ELEMENTS:
+        found = probe_model(load(models.identity(datatype)))
+        assert found.batches is not datatype.startswith("FP8"), datatype
+        assert found.batches or found.reason == f"{datatype} is too coarse to compare"
 
 
 def test_one_scale_for_the_whole_batch_is_found(load):

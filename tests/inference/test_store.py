@@ -24,8 +24,8 @@ from blindai.errors import (
 from blindai.inference.engine import LoadOptions
 from blindai.inference.onnx import OnnxEngine
 from blindai.inference.store import ModelStore, check_name
-from blindai.inference.tensors import DataType, from_array
-from tests.inference.models import add, identity
+from blindai.inference.tensors import from_array
+from tests.inference.models import ELEMENTS, add, identity
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 ONE, TWO = add(1.0), add(2.0)
@@ -458,7 +458,7 @@ def test_a_folder_of_models_that_is_missing_is_a_configuration_error(store, tmp_
 
 def test_every_datatype_can_be_uploaded(store):
     """Records speak of them all."""
-    for datatype in DataType:
+    for datatype in ELEMENTS:
         record = put(store, f"identity-{datatype.lower()}", identity(datatype))
         assert record.inputs[0].datatype is datatype
 

@@ -35,10 +35,10 @@ def strings(*elements: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
-@pytest.mark.parametrize("datatype", NUMBERS)
+@pytest.mark.parametrize("datatype", [d for d in NUMBERS if not d.is_packed])
 def test_binary_form_is_read_and_written_without_a_copy(datatype):
     """The array lies in the buffer, and the written form in the array."""
-    buffer = bytes(6 * datatype.itemsize)
+    buffer = bytes(6 * datatype.bits // 8)
     tensor = from_buffer("x", datatype, [2, 3], buffer)
     assert tensor.shape == (2, 3)
     assert np.shares_memory(tensor.array.view(np.uint8), np.frombuffer(buffer, np.uint8))
@@ -54,6 +54,38 @@ def test_binary_form_is_little_endian_and_row_major():
     assert written == struct.pack("<6i", 0, 3, 1, 4, 2, 5)
 
 
+@pytest.mark.parametrize(
+    ("datatype", "elements", "packed"),
+    [
+        (DataType.INT4, [1, -2, 7], "e107"),
+        (DataType.UINT4, [1, 2, 15, 0], "210f"),
+        (DataType.INT2, [1, -2, 0, -1, 1], "c901"),
+        (DataType.UINT2, [0, 1, 2, 3], "e4"),
+        (DataType.FP4E2M1, [0.5, -6.0, 1.0], "f102"),
+    ],
+)
+def test_narrow_elements_are_packed_from_the_low_bits_up(datatype, elements, packed):
+    """Whatever lies in the upper bits of an array's bytes, or its strides."""
+    tensor = from_array("x", elements, TensorSpec("x", datatype, None))
+    assert bytes(to_bytes(tensor)).hex() == packed
+    again = from_buffer("x", datatype, tensor.shape, bytes.fromhex(packed))
+    assert again.array.tolist() == elements
+    dirty = (tensor.array.view(np.uint8) | 0xF0).view(datatype.numpy)
+    assert bytes(to_bytes(Tensor("x", dirty, datatype))).hex() == packed
+    strided = np.repeat(tensor.array, 2)[::2]
+    assert bytes(to_bytes(Tensor("x", strided, datatype))).hex() == packed
+
+
+@pytest.mark.parametrize(
+    ("datatype", "count", "packed"),
+    [(DataType.INT4, 1, "10"), (DataType.UINT2, 3, "40"), (DataType.INT2, 5, "0004")],
+)
+def test_bits_after_the_last_element_are_refused(datatype, count, packed):
+    """Else one tensor had several binary forms, and several digests."""
+    with pytest.raises(InvalidInput, match="x: expected zero bits after the last"):
+        from_buffer("x", datatype, [count], bytes.fromhex(packed))
+
+
 def test_an_unaligned_buffer_is_read():
     """Tensors follow a JSON header of any length."""
     message = b"{}\n" + struct.pack("<2f", 1.5, -2.0)
@@ -66,7 +98,7 @@ def test_an_unaligned_buffer_is_read():
 def test_a_buffer_of_another_size_is_refused(datatype, error):
     """One byte too few or too many is too few or too many."""
     with pytest.raises(InvalidInput, match=r"x: expected \d+ bytes for"):
-        from_buffer("x", datatype, [2, 2], bytes(4 * datatype.itemsize + error))
+        from_buffer("x", datatype, [2, 2], bytes(4 * datatype.bits // 8 + error))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +132,7 @@ def test_scalars_and_empty_tensors_are_tensors(datatype):
     empty = from_buffer("x", datatype, [0, 3], b"")
     assert empty.shape == (0, 3)
     assert to_bytes(empty) == b""
-    one = strings(b"a") if datatype is DataType.BYTES else bytes(datatype.itemsize)
+    one = strings(b"a") if datatype is DataType.BYTES else bytes(-(-datatype.bits // 8))
     scalar = from_buffer("x", datatype, [], one)
     assert scalar.shape == ()
     assert bytes(to_bytes(scalar)) == one
@@ -192,10 +224,10 @@ def test_elements_survive_json(data, datatype):
     elif datatype is DataType.BOOL:
         elements = data.draw(st.lists(st.booleans()))
     elif datatype.is_integer:
-        limits = np.iinfo(datatype.numpy)
-        elements = data.draw(st.lists(st.integers(int(limits.min), int(limits.max))))
+        elements = data.draw(st.lists(st.integers(*datatype.limits)))
     else:
-        elements = data.draw(st.lists(st.floats(-1000, 1000, width=16)))
+        # FP4E2M1 ends at 6, and FP8E8M0 has neither zero nor a sign.
+        elements = data.draw(st.lists(st.floats(0.25, 6, width=16)))
     tensor = from_json_data("x", datatype, [len(elements)], elements)
     document = json.loads(json.dumps(to_json_data(tensor), allow_nan=False))
     again = from_json_data("x", datatype, [len(elements)], document)
@@ -252,8 +284,7 @@ def test_deep_json_is_refused_without_recursion():
 @pytest.mark.parametrize("datatype", INTEGERS)
 def test_json_integers_stay_in_range_and_are_integers(datatype):
     """No wrap-around, no truncation, no booleans."""
-    limits = np.iinfo(datatype.numpy)
-    ends = [int(limits.min), int(limits.max)]
+    ends = list(datatype.limits)
     assert from_json_data("x", datatype, [2], ends).array.tolist() == ends
     for wrong in (ends[0] - 1, ends[1] + 1, 2**70, 1.0, True, "1", None, [1]):
         with pytest.raises(InvalidInput, match="x: expected"):
@@ -269,7 +300,22 @@ def test_json_floats_are_finite_and_in_range(datatype):
             from_json_data("x", datatype, [2], [0, wrong])
     if datatype is not DataType.FP64:
         with pytest.raises(InvalidInput, match="can hold"):
-            from_json_data("x", datatype, [2], [0, 1e300])
+            from_json_data("x", datatype, [2], [1, 1e300])
+
+
+def test_what_a_narrow_float_cannot_hold_is_refused():
+    """No zero and no sign in FP8E8M0, no NaN and nothing beyond 6 in FP4E2M1."""
+    cases = [
+        (DataType.FP8E8M0, [0.0, -1.0, 1e-60, math.inf]),
+        (DataType.FP4E2M1, [6.5, -7.0, math.inf, math.nan]),
+        (DataType.FP8E4M3FN, [500.0, -1e9, math.inf]),
+        (DataType.FP8E5M2FNUZ, [70000.0, -math.inf]),
+    ]
+    for datatype, wrong in cases:
+        spec = TensorSpec("x", datatype, None)
+        for number in wrong:
+            with pytest.raises(InvalidInput, match=f"numbers that {datatype} can hold"):
+                from_array("x", [1.0, number], spec)
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 1.0, "true", None])

@@ -13,7 +13,7 @@ from blindai.channel.tls import unverified_context
 from blindai.inference.tensors import DataType, Tensor, to_bytes
 from blindai.testing.server import start_server
 from blindai.verify import verify
-from tests.inference.models import add, identity
+from tests.inference.models import ELEMENTS, add, identity
 from tests.server.talk import (
     ask,
     authorized,
@@ -134,7 +134,7 @@ def test_infer_in_json(server):
     assert document["parameters"]["sha256"] == metadata["parameters"]["sha256"]
 
 
-@pytest.mark.parametrize("datatype", list(DataType))
+@pytest.mark.parametrize("datatype", list(ELEMENTS))
 def test_infer_in_binary(server, datatype):
     """Every datatype goes through the binary extension and comes back bit for bit."""
     if datatype is DataType.BYTES:

@@ -151,9 +151,13 @@ def _to_torch(torch: Any, tensor: Tensor) -> Any:
         msg = f"{tensor.name}: torch has no strings; use result[{tensor.name!r}]"
         raise ConfigurationError(msg)
     try:
-        if tensor.datatype is DataType.BF16:
-            # numpy has no bfloat16 that torch knows of: the same bits, under another name.
-            return torch.from_numpy(tensor.array.view(np.int16)).view(torch.bfloat16)
+        if not tensor.datatype.is_native and not tensor.datatype.is_packed:
+            # numpy has no such type that torch knows of: the same bits, under the name that
+            # torch and ml_dtypes both have for it.
+            dtype = getattr(torch, tensor.array.dtype.name, None)
+            bits = np.int16 if tensor.array.itemsize > 1 else np.uint8
+            if dtype is not None:
+                return torch.from_numpy(tensor.array.view(bits)).view(dtype)
         return torch.from_numpy(tensor.array)
     except TypeError as error:
         msg = f"{tensor.name}: this torch has no {tensor.datatype}; use as_numpy()"

@@ -18,6 +18,13 @@ from blindai.inference.datatype import DataType
 # What numpy 1.26 can hold, the oldest that a client may have.
 MAX_RANK: Final = 32
 LENGTH: Final = struct.Struct("<I")
+_FP4_MAX: Final = 6.0
+# torch calls these types what ml_dtypes calls them.
+_TORCH_ONLY: Final = {
+    f"torch.{datatype.numpy.name}": datatype.numpy
+    for datatype in DataType
+    if datatype.is_float and not datatype.is_native and not datatype.is_packed
+}
 
 
 def decode_strings(
@@ -90,9 +97,9 @@ def from_elements(name: str, datatype: DataType, flat: list[Any]) -> np.ndarray[
         msg = f"{name}: expected {right} for {datatype}, came {wrong}"
         raise InvalidInput(msg)
     if datatype.is_integer and flat:
-        limits = np.iinfo(datatype.numpy)
-        if min(flat) < limits.min or max(flat) > limits.max:
-            msg = f"{name}: expected {limits.min} to {limits.max} for {datatype}, came others"
+        smallest, largest = datatype.limits
+        if min(flat) < smallest or max(flat) > largest:
+            msg = f"{name}: expected {smallest} to {largest} for {datatype}, came others"
             raise InvalidInput(msg)
     return _to_floats(name, datatype, flat) if datatype.is_float else np.array(flat, datatype.numpy)
 
@@ -100,13 +107,20 @@ def from_elements(name: str, datatype: DataType, flat: list[Any]) -> np.ndarray[
 def _to_floats(name: str, datatype: DataType, flat: list[Any]) -> np.ndarray[Any, np.dtype[Any]]:
     try:
         wide = np.array(flat, dtype=np.float64)
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             array = wide.astype(datatype.numpy)
-        fits = not (np.isinf(array) & np.isfinite(wide)).any()
+            back = array.astype(np.float64)
+        finite = np.isfinite(wide)
+        # Of what does not fit, some types make an infinity, some NaN, FP4E2M1 its largest.
+        fits = np.array_equal(np.isfinite(back), finite) and np.array_equal(
+            np.isnan(back), np.isnan(wide)
+        )
+        if datatype is DataType.FP4E2M1:
+            fits = fits and not (np.abs(wide) > _FP4_MAX).any()
     except OverflowError:
         fits = False
     if not fits:
-        msg = f"{name}: expected numbers that {datatype} can hold, came larger ones"
+        msg = f"{name}: expected numbers that {datatype} can hold, came others"
         raise InvalidInput(msg)
     return array
 
@@ -157,12 +171,13 @@ def is_array(value: object) -> bool:
 def from_array_like(name: str, value: object) -> np.ndarray[Any, np.dtype[Any]]:
     """Return what numpy or torch can see as an array, with the dtype that it has."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):
-        # A torch tensor, without importing torch. numpy cannot see its bfloat16; through
-        # float32, which holds each of its values, nothing is lost.
+        # A torch tensor, without importing torch. numpy cannot see its bfloat16 and float8;
+        # through float32, which holds each of their values, nothing is lost.
         tensor: Any = value.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":
+        dtype = _TORCH_ONLY.get(str(tensor.dtype))
+        if dtype is not None:
             with np.errstate(invalid="ignore"):
-                return np.asarray(tensor.float().numpy()).astype(DataType.BF16.numpy)
+                return np.asarray(tensor.float().numpy()).astype(dtype)
         value = tensor.numpy()
     try:
         array = np.asarray(value)

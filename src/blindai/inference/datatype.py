@@ -1,8 +1,10 @@
 """The element types of tensors, by the names of the Open Inference Protocol.
 
 Specification: Open Inference Protocol (KServe v2), "Tensor Data Types". `BF16` is not in its
-table but is what its implementations call bfloat16. Everything here is little-endian, as
-the protocol's binary extension is.
+table but is what its implementations call bfloat16. From `FP8E4M3FN` on, types are our own
+extension, one for each element type of ONNX that the protocol has no name for
+(docs/reference/datatypes.md). Everything here is little-endian, as the protocol's binary
+extension is; elements of less than a byte are packed, the first in the lowest bits.
 """
 
 from __future__ import annotations
@@ -37,6 +39,16 @@ class DataType(StrEnum):
     FP64 = "FP64"
     BF16 = "BF16"
     BYTES = "BYTES"
+    FP8E4M3FN = "FP8E4M3FN"
+    FP8E4M3FNUZ = "FP8E4M3FNUZ"
+    FP8E5M2 = "FP8E5M2"
+    FP8E5M2FNUZ = "FP8E5M2FNUZ"
+    FP8E8M0 = "FP8E8M0"
+    FP4E2M1 = "FP4E2M1"
+    INT4 = "INT4"
+    UINT4 = "UINT4"
+    INT2 = "INT2"
+    UINT2 = "UINT2"
 
     @classmethod
     def parse(cls, spelling: str) -> DataType:
@@ -74,13 +86,26 @@ class DataType(StrEnum):
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The dtype of arrays of this type; `object`, holding `bytes`, for BYTES."""
+        """The dtype of arrays of this type; `object`, holding `bytes`, for BYTES.
+
+        An array has a whole byte for each element, also where the binary form packs them.
+        """
         return _NUMPY[self]
 
     @property
-    def itemsize(self) -> int | None:
-        """Bytes of one element; `None` for BYTES, whose elements vary."""
-        return None if self is DataType.BYTES else self.numpy.itemsize
+    def bits(self) -> int:
+        """Bits of one element in the binary form; 0 for BYTES, whose elements vary."""
+        return _BITS[self]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether several elements share a byte in the binary form."""
+        return self in _PACKED
+
+    @property
+    def is_native(self) -> bool:
+        """Whether numpy has the type itself; the others are of `ml_dtypes`."""
+        return self not in _EXTENDED
 
     @property
     def is_float(self) -> bool:
@@ -90,10 +115,28 @@ class DataType(StrEnum):
     @property
     def is_integer(self) -> bool:
         """Whether elements are integers; a BOOL is none."""
-        return self.numpy.kind in "iu"
+        return self in _INTEGERS
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest number of an integer type."""
+        if self.startswith("U"):
+            return 0, 2**self.bits - 1
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
 
 
-_FLOATS: Final = frozenset({DataType.FP16, DataType.FP32, DataType.FP64, DataType.BF16})
+_PACKED: Final[Mapping[DataType, int]] = MappingProxyType(
+    {
+        DataType.FP4E2M1: 4,
+        DataType.INT4: 4,
+        DataType.UINT4: 4,
+        DataType.INT2: 2,
+        DataType.UINT2: 2,
+    }
+)
+
+_FLOATS: Final = frozenset(d for d in DataType if d.startswith(("FP", "BF")))
+_INTEGERS: Final = frozenset(d for d in DataType if d.startswith(("INT", "UINT")))
 
 _NUMPY: Final[Mapping[DataType, np.dtype[Any]]] = MappingProxyType(
     {
@@ -111,7 +154,26 @@ _NUMPY: Final[Mapping[DataType, np.dtype[Any]]] = MappingProxyType(
         DataType.FP64: np.dtype("<f8"),
         DataType.BF16: np.dtype(ml_dtypes.bfloat16),
         DataType.BYTES: np.dtype(object),
+        DataType.FP8E4M3FN: np.dtype(ml_dtypes.float8_e4m3fn),
+        DataType.FP8E4M3FNUZ: np.dtype(ml_dtypes.float8_e4m3fnuz),
+        DataType.FP8E5M2: np.dtype(ml_dtypes.float8_e5m2),
+        DataType.FP8E5M2FNUZ: np.dtype(ml_dtypes.float8_e5m2fnuz),
+        DataType.FP8E8M0: np.dtype(ml_dtypes.float8_e8m0fnu),
+        DataType.FP4E2M1: np.dtype(ml_dtypes.float4_e2m1fn),
+        DataType.INT4: np.dtype(ml_dtypes.int4),
+        DataType.UINT4: np.dtype(ml_dtypes.uint4),
+        DataType.INT2: np.dtype(ml_dtypes.int2),
+        DataType.UINT2: np.dtype(ml_dtypes.uint2),
     }
+)
+
+_BITS: Final[Mapping[DataType, int]] = MappingProxyType(
+    {datatype: _PACKED.get(datatype, 8 * dtype.itemsize) for datatype, dtype in _NUMPY.items()}
+    | {DataType.BYTES: 0}
+)
+
+_EXTENDED: Final = frozenset(
+    datatype for datatype, dtype in _NUMPY.items() if dtype.type.__module__ != "numpy"
 )
 
 _BY_NUMPY_NAME: Final[Mapping[str, DataType]] = MappingProxyType(
@@ -123,7 +185,8 @@ def _spellings() -> dict[str, DataType]:
     found = {datatype.lower(): datatype for datatype in DataType}
     found.update(_BY_NUMPY_NAME)
     for datatype in DataType:
-        if datatype.is_integer:
+        # numpy's "i4" has four bytes: no such short form for the narrow ones.
+        if datatype.is_integer and not datatype.is_packed:
             found[datatype.lower().replace("uint", "u").replace("int", "i")] = datatype
     found.update(
         {
@@ -136,6 +199,8 @@ def _spellings() -> dict[str, DataType]:
             "f64": DataType.FP64,
             "str": DataType.BYTES,
             "string": DataType.BYTES,
+            "float8_e8m0": DataType.FP8E8M0,
+            "float4_e2m1": DataType.FP4E2M1,
         }
     )
     return found

@@ -32,6 +32,7 @@ from blindai.errors import (
 )
 from blindai.inference.engine import LoadOptions, RunHandle, stoppable
 from blindai.inference.onnx_file import load_outline
+from blindai.inference.packing import pack, packed_size, unpack
 from blindai.inference.tensors import (
     DataType,
     Tensor,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SILENT: Final = 4
-_BF16_ELEMENT: Final = 16  # TensorProto.BFLOAT16
 ort.set_default_logger_severity(_SILENT)
 
 _DATATYPES: Final[Mapping[str, DataType]] = MappingProxyType(
@@ -64,6 +64,33 @@ _DATATYPES: Final[Mapping[str, DataType]] = MappingProxyType(
         "tensor(double)": DataType.FP64,
         "tensor(bfloat16)": DataType.BF16,
         "tensor(string)": DataType.BYTES,
+        "tensor(float8e4m3fn)": DataType.FP8E4M3FN,
+        "tensor(float8e4m3fnuz)": DataType.FP8E4M3FNUZ,
+        "tensor(float8e5m2)": DataType.FP8E5M2,
+        "tensor(float8e5m2fnuz)": DataType.FP8E5M2FNUZ,
+        "tensor(float8e8m0)": DataType.FP8E8M0,
+        "tensor(float4e2m1)": DataType.FP4E2M1,
+        "tensor(int4)": DataType.INT4,
+        "tensor(uint4)": DataType.UINT4,
+        "tensor(int2)": DataType.INT2,
+        "tensor(uint2)": DataType.UINT2,
+    }
+)
+
+# Types that onnxruntime cannot exchange with numpy → TensorProto.DataType.
+_ELEMENTS: Final[Mapping[DataType, int]] = MappingProxyType(
+    {
+        DataType.BF16: 16,
+        DataType.FP8E4M3FN: 17,
+        DataType.FP8E4M3FNUZ: 18,
+        DataType.FP8E5M2: 19,
+        DataType.FP8E5M2FNUZ: 20,
+        DataType.UINT4: 21,
+        DataType.INT4: 22,
+        DataType.FP4E2M1: 23,
+        DataType.FP8E8M0: 24,
+        DataType.UINT2: 25,
+        DataType.INT2: 26,
     }
 )
 
@@ -143,7 +170,7 @@ class OnnxEngine:
 class OnnxModel:
     """A model in an onnxruntime session. Made by `OnnxEngine.load`."""
 
-    __slots__ = ("__weakref__", "_inputs", "_outputs", "_session", "_shrink_above")
+    __slots__ = ("__weakref__", "_fits", "_inputs", "_outputs", "_session", "_shrink_above")
 
     def __init__(
         self,
@@ -153,12 +180,17 @@ class OnnxModel:
     ) -> None:
         self._session: ort.InferenceSession | None = session
         self._shrink_above = options.shrink_above
+        self._fits: list[tuple[str, DataType, tuple[int, ...]]] = []
         self._inputs = tuple(_spec(node, "input", shapes) for node in session.get_inputs())
         self._outputs = tuple(_spec(node, "output", shapes) for node in session.get_outputs())
-        kinds = {spec.datatype for spec in self._inputs}, {spec.datatype for spec in self._outputs}
-        if DataType.BYTES in kinds[0] and DataType.BF16 in kinds[1]:
-            msg = "expected no BF16 output beside a BYTES input: onnxruntime cannot carry both"
-            raise InvalidModel(msg)
+        text = any(spec.datatype is DataType.BYTES for spec in self._inputs)
+        for spec in self._outputs:
+            if text and spec.datatype in _ELEMENTS:
+                msg = (
+                    f"expected no {spec.datatype} output beside a BYTES input: onnxruntime "
+                    "cannot carry both"
+                )
+                raise InvalidModel(msg)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -183,7 +215,11 @@ class OnnxModel:
         if session is None:
             msg = "the model was unloaded"
             raise ModelNotFound(msg)
-        check_inputs(inputs, self._inputs)
+        # What came last mostly comes again, and to check it costs as much as a tiny model.
+        signature = [(tensor.name, tensor.datatype, tensor.array.shape) for tensor in inputs]
+        if signature != self._fits or not signature:
+            check_inputs(inputs, self._inputs)
+            self._fits = signature
         wanted = self._wanted(outputs)
         options = ort.RunOptions()
         options.log_severity_level = _SILENT
@@ -255,42 +291,51 @@ def _run(
     options: ort.RunOptions,
 ) -> list[Tensor]:
     names = [spec.name for spec in wanted]
-    arrays: Any
-    if any(spec.datatype is DataType.BF16 for spec in wanted):
-        # numpy has no bfloat16 that onnxruntime knows: around numpy for all.
+    if any(spec.datatype in _ELEMENTS for spec in wanted):
+        # Then run() makes no arrays at all: around numpy for all.
         values = {tensor.name: _ort_value(tensor) for tensor in inputs}
         results = session.run_with_ort_values(names, values, options)
-        arrays = [_from_ort_value(value) for value in results]
-    else:
-        arrays = session.run(names, {tensor.name: _feed(tensor) for tensor in inputs}, options)
+        return [_from_ort_value(*pair) for pair in zip(wanted, results, strict=True)]
+    arrays = session.run(names, {tensor.name: _feed(tensor) for tensor in inputs}, options)
     return [_output(spec, array) for spec, array in zip(wanted, arrays, strict=True)]
 
 
 def _feed(tensor: Tensor) -> Any:
     if tensor.datatype is DataType.BYTES:
         return _text(tensor)
-    if tensor.datatype is DataType.BF16:
+    if tensor.datatype in _ELEMENTS:
         return _ort_value(tensor)
     return np.asarray(tensor.array, order="C")
 
 
 def _ort_value(tensor: Tensor) -> ort.OrtValue:
-    """Return the tensor as onnxruntime's own value, on the same memory."""
+    """Return the tensor as onnxruntime's own value; on the same memory, if it is not packed."""
     array = np.asarray(tensor.array, order="C")
-    if tensor.datatype is DataType.BF16:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BF16_ELEMENT)
-    return ort.OrtValue.ortvalue_from_numpy(array)
+    element = _ELEMENTS.get(tensor.datatype)
+    if element is None:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    if tensor.datatype.is_packed:
+        value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, element, "cpu")
+        packed = pack(array, tensor.datatype)
+        ctypes.memmove(value.data_ptr(), packed.ctypes.data, packed.nbytes)
+        return value
+    bits = array.view(f"u{array.itemsize}")
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, element)
 
 
-def _from_ort_value(value: ort.OrtValue) -> np.ndarray[Any, np.dtype[Any]]:
-    if value.element_type() != _BF16_ELEMENT:
-        array: np.ndarray[Any, np.dtype[Any]] = value.numpy()
-        return array
-    dtype = DataType.BF16.numpy
+def _from_ort_value(spec: TensorSpec, value: ort.OrtValue) -> Tensor:
+    if spec.datatype not in _ELEMENTS:
+        return _output(spec, value.numpy())
     shape = tuple(value.shape())
+    size = packed_size(math.prod(shape), spec.datatype)
     # A copy, because the memory goes with the value.
-    data = ctypes.string_at(value.data_ptr(), math.prod(shape) * dtype.itemsize)
-    return np.frombuffer(data, dtype).reshape(shape)
+    data = ctypes.string_at(value.data_ptr(), size)
+    if spec.datatype.is_packed:
+        # What the engine leaves in the bits after the last element is nobody's business.
+        array = unpack(data, math.prod(shape), spec.datatype)
+    else:
+        array = np.frombuffer(data, spec.datatype.numpy)
+    return Tensor(spec.name, array.reshape(shape), spec.datatype)
 
 
 def _text(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.object_]]:
@@ -304,7 +349,7 @@ def _text(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.object_]]:
     return array.reshape(tensor.shape)
 
 
-def _output(spec: TensorSpec, array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+def _output(spec: TensorSpec, array: Any) -> Tensor:
     if spec.datatype is DataType.BYTES:
         return from_array(spec.name, array)
     return Tensor(spec.name, array, spec.datatype)

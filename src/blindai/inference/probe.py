@@ -75,6 +75,9 @@ def probe_model(model: Model, *, seconds: float = 2.0) -> ProbeResult:
     """
     if not has_batch_axis(model):
         return ProbeResult(batches=False, reason="no dynamic first axis of all inputs and outputs")
+    for spec in (*model.inputs, *model.outputs):
+        if spec.datatype.is_float and spec.datatype not in _TOLERANCES:
+            return ProbeResult(batches=False, reason=f"{spec.datatype} is too coarse to compare")
     run = partial(model.run, deadline=time.monotonic() + seconds)
     rng = np.random.default_rng(0)
     failure: InferenceError | None = None
@@ -127,7 +130,7 @@ def _loud_integers(
         if not tensor.datatype.is_integer:
             continue
         for bound in _LOUD_INTEGERS:
-            high = min(bound, np.iinfo(tensor.datatype.numpy).max)
+            high = min(bound, tensor.datatype.limits[1])
             larger = rng.integers(0, high, tensor.shape).astype(tensor.datatype.numpy)
             candidate = [*member[:index], replace(tensor, array=larger), *member[index + 1 :]]
             # Not DeadlineExceeded: then the batch itself has no time left, and says so.

@@ -1,12 +1,14 @@
 """Tensors: the one language for data between client, protocols and engines.
 
 Always true: a `Tensor`'s array has exactly the dtype of its `DataType`, in little-endian
-order; elements of BYTES tensors are `bytes`. Nothing is cast silently, and no error carries
-an element's value. Needs numpy and ml_dtypes only, so that a client can use it too.
+order; elements of BYTES tensors are `bytes`. Each tensor has one binary form and each binary
+form is one tensor: unused bits of packed elements are zero. Nothing is cast silently, and no
+error carries an element's value. Needs numpy and ml_dtypes only, so that a client can use it too.
 
 Specification: Open Inference Protocol (KServe v2), "Tensor Data" (JSON), and its "Binary
 Tensor Data Extension": elements in row-major order, little-endian; a BYTES element is its
-length in 4 bytes and then its bytes.
+length in 4 bytes and then its bytes. Elements of less than a byte are our extension of it:
+packed, the first in the lowest bits, as onnx/onnx.proto has them in `raw_data`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from blindai.inference.arrays import (
     measure,
 )
 from blindai.inference.datatype import DataType
+from blindai.inference.packing import has_stray_bits, pack, packed_size, unpack
 
 __all__ = [
     "DataType",
@@ -123,7 +126,7 @@ class Tensor:
 def from_buffer(
     name: str, datatype: DataType, shape: Sequence[int], buffer: bytes | bytearray | memoryview
 ) -> Tensor:
-    """Read a tensor in the binary form, without a copy except for BYTES.
+    """Read a tensor in the binary form, without a copy except for BYTES and packed elements.
 
     Args:
         name: Of the tensor.
@@ -138,12 +141,17 @@ def from_buffer(
     data = memoryview(buffer).cast("B")
     if datatype is DataType.BYTES:
         return Tensor(name, decode_strings(name, data, count).reshape(dims), datatype)
-    expected = count * datatype.numpy.itemsize
+    expected = packed_size(count, datatype)
     if len(data) != expected:
         msg = (
             f"{name}: expected {expected} bytes for {datatype}{list(dims)}, came {len(data)} bytes"
         )
         raise InvalidInput(msg)
+    if datatype.is_packed:
+        if has_stray_bits(data, count, datatype):
+            msg = f"{name}: expected zero bits after the last of {count} {datatype} elements"
+            raise InvalidInput(msg)
+        return Tensor(name, unpack(data, count, datatype).reshape(dims), datatype)
     array = np.frombuffer(data, dtype=datatype.numpy) if count else np.empty(0, datatype.numpy)
     # To C++ code any other byte than these is undefined behaviour, not "true".
     if datatype is DataType.BOOL and count and array.view(np.uint8).max() > 1:
@@ -167,6 +175,8 @@ def to_bytes(tensor: Tensor) -> bytes | memoryview:
         return b"".join(chain.from_iterable(pairs))
     if not tensor.array.size:
         return b""
+    if tensor.datatype.is_packed:
+        return pack(tensor.array, tensor.datatype).data
     return tensor.array.reshape(-1).view(np.uint8).data
 
 
@@ -220,8 +230,8 @@ def to_json_data(tensor: Tensor) -> list[bool] | list[int] | list[float] | list[
     if tensor.datatype.is_float and not all_finite(flat):
         msg = f"{tensor.name}: has NaN or infinity, which JSON has not; ask for binary data"
         raise InvalidInput(msg)
-    if tensor.datatype is DataType.BF16:
-        flat = flat.astype(np.float32)
+    if not tensor.datatype.is_native:
+        flat = flat.astype(np.float32 if tensor.datatype.is_float else np.int8)
     elements: list[Any] = flat.tolist()
     return elements
 
