@@ -80,6 +80,33 @@ def test_after_a_restart(connect):
         assert check(result.receipt, outputs=result.as_numpy())
 
 
+def test_a_restart_that_nobody_saw_before_the_request(connect):
+    """A request that meets new keys is made anew for them: its result and receipt are not lost."""
+    with start_server(models={"double": double()}) as server:
+        client = connect(server.address, token=server.token)
+        client.run_model("double", ROW)
+        server.restart()
+        result = client.run_model("double", ROW, receipt=True)
+        server.restart()
+        info = client.upload_model(double("z"), "mine", receipt=True)
+    assert check(result.receipt, inputs={"x": ROW}, outputs=result.as_numpy())
+    assert check(info.receipt, model=double("z"))
+    assert info.receipt.bundle.keyset != result.receipt.bundle.keyset
+
+
+def test_a_restart_that_a_lookup_meets(connect):
+    """Where looking the model up again meets the new keys, the run's receipt is one of theirs."""
+    with start_server(models={"double": double()}) as server:
+        client = connect(server.address)
+        client.run_model("double", ROW, receipt=True)
+        for _ in range(2):
+            server.restart()
+            with pytest.raises(blindai.InvalidInput):
+                # Looked up again, at the new keys, and refused here.
+                client.run_model("double", np.zeros((1, 9), np.float32), receipt=True)
+            assert client.run_model("double", ROW, receipt=True).receipt is not None
+
+
 def taken(value, **changes):
     """Return what the client takes from an answer with a receipt header of `value`."""
     headers = {} if value is None else {RECEIPT_HEADER: value}

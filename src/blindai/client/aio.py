@@ -10,7 +10,7 @@ import asyncio
 import ssl
 import warnings
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
 from blindai.client.aio_transport import AsyncTransport
@@ -21,6 +21,7 @@ from blindai.client.client import (
     MAX_RESPONSE_BYTES,
     SIMULATION_WARNING,
 )
+from blindai.client.many import DEFAULT_CONNECTIONS, arun_in_order, check_connections
 from blindai.client.progress import Progress, watch
 from blindai.client.receipts import request_receipt
 from blindai.client.session import Channel, Session, resolve_policy
@@ -29,7 +30,14 @@ from blindai.errors import BindingError, ConfigurationError, SimulationWarning
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+        Sequence,
+    )
     from datetime import datetime
 
     from blindai.attestation.model import AttestationResult
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
     from blindai.client.receipts import ReceiptRequest
     from blindai.client.results import ModelInfo, Result
     from blindai.endorsements import Endorser
+    from blindai.errors import ConnectionFailed, InferenceError
 
 T = TypeVar("T")
 
@@ -156,6 +165,55 @@ class AsyncClient:
                 receipt=request_receipt(channel.shown, wanted=receipt),
             )
         )
+
+    @overload
+    def run_many(
+        self,
+        name: str,
+        inputs: Iterable[object],
+        *,
+        connections: int = DEFAULT_CONNECTIONS,
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+        receipt: bool = False,
+        return_exceptions: Literal[False] = False,
+    ) -> AsyncGenerator[Result]: ...
+
+    @overload
+    def run_many(
+        self,
+        name: str,
+        inputs: Iterable[object],
+        *,
+        connections: int = DEFAULT_CONNECTIONS,
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+        receipt: bool = False,
+        return_exceptions: bool,
+    ) -> AsyncGenerator[Result | InferenceError | ConnectionFailed]: ...
+
+    def run_many(
+        self,
+        name: str,
+        inputs: Iterable[object],
+        *,
+        connections: int = DEFAULT_CONNECTIONS,
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+        receipt: bool = False,
+        return_exceptions: bool = False,
+    ) -> AsyncGenerator[Any]:
+        """Run a model on many inputs; see `Client.run_many` for arguments and errors."""
+        check_connections(connections)
+        found: AsyncGenerator[Any] = arun_in_order(
+            lambda item: self.run_model(
+                name, item, outputs=outputs, timeout=timeout, receipt=receipt
+            ),
+            inputs,
+            connections,
+            return_exceptions=return_exceptions,
+        )
+        return found
 
     async def upload_model(
         self,

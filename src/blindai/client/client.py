@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import ssl
 import warnings
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
 from blindai.client.calls import Call, Calls
+from blindai.client.many import DEFAULT_CONNECTIONS, check_connections, run_in_order
 from blindai.client.progress import Progress, watch
 from blindai.client.receipts import request_receipt
 from blindai.client.session import Channel, Session, resolve_policy
@@ -23,7 +24,7 @@ from blindai.errors import BindingError, SimulationWarning
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from datetime import datetime
 
     from blindai.attestation.model import AttestationResult
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from blindai.client.receipts import ReceiptRequest
     from blindai.client.results import ModelInfo, Result
     from blindai.endorsements import Endorser
+    from blindai.errors import ConnectionFailed, InferenceError
 
 T = TypeVar("T")
 
@@ -198,6 +200,75 @@ class Client:
                 receipt=request_receipt(channel.shown, wanted=receipt),
             )
         )
+
+    @overload
+    def run_many(
+        self,
+        name: str,
+        inputs: Iterable[object],
+        *,
+        connections: int = DEFAULT_CONNECTIONS,
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+        receipt: bool = False,
+        return_exceptions: Literal[False] = False,
+    ) -> Generator[Result]: ...
+
+    @overload
+    def run_many(
+        self,
+        name: str,
+        inputs: Iterable[object],
+        *,
+        connections: int = DEFAULT_CONNECTIONS,
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+        receipt: bool = False,
+        return_exceptions: bool,
+    ) -> Generator[Result | InferenceError | ConnectionFailed]: ...
+
+    def run_many(
+        self,
+        name: str,
+        inputs: Iterable[object],
+        *,
+        connections: int = DEFAULT_CONNECTIONS,
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+        receipt: bool = False,
+        return_exceptions: bool = False,
+    ) -> Generator[Any]:
+        """Run a model on many inputs, several at a time, and yield the results in their order.
+
+        Connections are kept and each is to the attested key; when the keys change, the server is
+        verified once for all. Close the iterator, or take all of it, to be done.
+
+        Args:
+            name: Of the model, or the SHA-256 of its file in hexadecimal.
+            inputs: What each run gets, as in `run_model`. Taken while the results are, by the
+                same thread, and never more than two for each connection ahead of them.
+            connections: How many runs are on their way at once, 1 to 64.
+            outputs: Names of the outputs to return; all by default.
+            timeout: Seconds after which the server stops each run.
+            receipt: Ask for a signed receipt of each run.
+            return_exceptions: Yield the `InferenceError` or `ConnectionFailed` of a run in its
+                place and go on. By default it is raised, with a note that says of which run it
+                is, when its turn comes, and the runs after it are lost. Any other error, such
+                as one that says not to trust the server, is always raised.
+
+        Raises:
+            ConfigurationError: If there cannot be so many connections.
+        """
+        check_connections(connections)
+        found: Generator[Any] = run_in_order(
+            lambda item: self.run_model(
+                name, item, outputs=outputs, timeout=timeout, receipt=receipt
+            ),
+            inputs,
+            connections,
+            return_exceptions=return_exceptions,
+        )
+        return found
 
     def upload_model(
         self,

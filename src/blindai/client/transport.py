@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from blindai.client.address import Address, Proxy
     from blindai.client.messages import Request, Response
 
-_MAX_IDLE: Final = 8
+# As many as `run_many` can use.
+_MAX_IDLE: Final = 64
 
 
 class Transport:
