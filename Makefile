@@ -8,7 +8,7 @@ LOCKS  := client server dev
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help hardware demo test lint format docs bench bench-quick lock clean
+.PHONY: help hardware demo test lint format docs conformance bench bench-quick lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | sort | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ format: $(VENV)/.dev ## Format the code
 
 docs: $(VENV)/.dev ## Check that every link and file named in the documentation exists
 	@$(BIN)/python -m pytest -q tests/docs
+
+conformance: $(VENV)/.dev ## Run ONNX's own test cases through a server, against onnxruntime in process
+	@$(BIN)/python -m tests.conformance
 
 bench: $(VENV)/.demo ## Measure against the raw onnxruntime session
 	@$(BIN)/python benchmarks/serving.py

@@ -59,6 +59,11 @@ def test_no_key_without_one_number_of_rows(shapes):
     assert batch_key(tensors(*shapes), [], Signature([None, None]).inputs) is None
 
 
+def test_no_key_without_inputs():
+    """A model of constants has no rows, and runs alone."""
+    assert batch_key([], [], []) is None
+
+
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=6),
     st.sampled_from([DataType.FP32, DataType.INT64, DataType.BOOL, DataType.BF16, DataType.BYTES]),

@@ -60,7 +60,7 @@ def batch_key(
     """
     by_name = {tensor.name: tensor.shape for tensor in inputs}
     shapes = [by_name[spec.name] for spec in specs]
-    if not all(shapes):
+    if not shapes or not all(shapes):
         return None
     rows = shapes[0][0]
     if rows < 1 or any(shape[0] != rows for shape in shapes):
