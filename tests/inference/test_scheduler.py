@@ -28,13 +28,17 @@ SOON = 10.0
 SINGLE = SchedulingOptions(max_batch=1)
 
 
+def batched(_record):
+    return SchedulingOptions(max_batch=16)
+
+
 @pytest.fixture
 def make():
     """Make schedulers that are closed at the end."""
     made = []
 
     def make(**options):
-        made.append(Scheduler(**({"workers": 1} | options)))
+        made.append(Scheduler(**({"workers": 1, "options_for": batched} | options)))
         return made[-1]
 
     yield make
@@ -43,14 +47,14 @@ def make():
 
 
 def options(**values):
-    return lambda _record: SchedulingOptions(**values)
+    return lambda _record: SchedulingOptions(**({"max_batch": 16} | values))
 
 
 def ready(scheduler, loaded):
     """Probe a model, and teach the scheduler that its batches pay off."""
     found = scheduler.prepare(loaded).result(SOON)
     ledger = scheduler._ledgers[loaded.model]
-    costs = ledger.costs(((), ((2,),)))
+    costs = ledger.shape(((), ((2,),))).batches(1)
     for size in (1, 2, 4, 8, 16):
         for _ in range(3):
             costs.record(size, 0.01 + 0.001 * size)
@@ -145,7 +149,7 @@ def test_shapes_and_outputs_are_never_mixed(make):
     for key in ((("y",), ((2,),)), (("z",), ((2,),)), (("y",), ((3,),))):
         for size in (1, 2, 4, 8):
             for _ in range(3):
-                scheduler._ledgers[model].costs(key).record(size, 0.01)
+                scheduler._ledgers[model].shape(key).batches(1).record(size, 0.01)
     model.runs.clear()
     three = [Tensor("x", np.full((1, 3), 5, np.float32), DataType.FP32)]
     with model.gate_shut():
@@ -394,7 +398,7 @@ def test_the_queue_is_bounded_and_says_when_to_come_back(make):
     with model.gate_shut():
         blocked(scheduler, loaded)
         for _ in range(3):
-            scheduler._ledgers[model].record(1, 0.5)
+            scheduler._ledgers[model].record(None, 1, 1, 0.5, lanes=1)
         futures = [scheduler.submit(loaded, rows(1)) for _ in range(10)]
         with pytest.raises(Overloaded, match="10 requests wait") as caught:
             scheduler.submit(loaded, rows(1))
@@ -471,19 +475,21 @@ def test_a_model_may_have_fewer_instances_than_there_are_workers(make):
     assert [values(first), values(second)] == [[2], [4]]
 
 
-def test_a_model_may_wait_for_company(make):
-    """Up to its time, or until the batch is full."""
-    scheduler, model = make(options_for=options(max_wait=0.3, max_batch=3)), FakeModel()
+def test_a_model_may_wait_for_those_who_may_come_back(make):
+    """Up to its time, or until they are there."""
+    scheduler, model = make(options_for=options(max_wait=0.3)), FakeModel()
     loaded = entry(model)
     ready(scheduler, loaded)
+    with model.gate_shut():
+        blocked(scheduler, loaded)
+        together = [scheduler.submit(loaded, rows(n)) for n in range(3)]
+    wait(together, SOON)
     began = time.monotonic()
-    full = [scheduler.submit(loaded, rows(n)) for n in range(3)]
-    wait(full, SOON)
+    wait([scheduler.submit(loaded, rows(n)) for n in range(4, 7)], SOON)
     assert time.monotonic() - began < 0.25
-    alone = scheduler.submit(loaded, rows(9))
-    assert values(alone) == [18]
+    assert values(scheduler.submit(loaded, rows(9))) == [18]
     assert time.monotonic() - began >= 0.3
-    assert model.runs == [[0, 1, 2], [9]]
+    assert model.runs == [[1], [0, 1, 2], [4, 5, 6], [9]]
 
 
 def test_close_drains(make):
@@ -513,7 +519,9 @@ def test_close_stops_what_does_not_end(make):
     for future in futures:
         with pytest.raises(Overloaded, match="stopping"):
             future.result(SOON)
-    assert not any(thread.is_alive() for thread in (*scheduler._workers, scheduler._sweeper))
+    assert not any(
+        thread.is_alive() for thread in (*scheduler._workers, scheduler._sweeper._thread)
+    )
 
 
 def test_close_can_be_called_twice(make):
@@ -558,9 +566,116 @@ def test_statistics_say_what_was_served(make):
     wait(futures, SOON)
     (after,) = scheduler.statistics()
     assert after.sha256 == loaded.record.sha256
-    assert (after.requests, after.runs, after.batches, after.reason) == (5, 2, True, "")
+    assert (after.success.count, after.execution_count) == (5, 2)
+    assert (after.batches, after.reason) == (True, "")
     assert after.seconds_per_request > 0
     assert set(after.seconds_by_rows) == {1, 2, 4, 8, 16}
+
+
+def test_statistics_have_what_the_protocol_asks_for(make):
+    """Times of each part, by request and by size of batch; rows count as inferences."""
+
+    class Slow(FakeModel):
+        def compute(self, tensor, outputs):
+            time.sleep(0.02)
+            return super().compute(tensor, outputs)
+
+    scheduler, model = make(), Slow()
+    loaded = entry(model)
+    ready(scheduler, loaded)
+    before = time.time_ns() // 1_000_000
+    with model.gate_shut():
+        blocked(scheduler, loaded)
+        asked = [scheduler.submit(loaded, rows(*values)) for values in ([1], [2, 3], [GUILTY])]
+        time.sleep(0.03)
+    wait(asked, SOON)
+    encoded = scheduler.submit(loaded, rows(4), finish=lambda _: time.sleep(0.01))
+    encoded.result(SOON)
+    (now,) = scheduler.statistics()
+    # The first alone; three in a batch that fails; two of them; the guilty one; the last.
+    assert now.execution_count == 3
+    assert now.inference_count == 5
+    assert (now.success.count, now.fail.count) == (4, 1)
+    assert before <= now.last_inference <= time.time_ns() // 1_000_000
+    assert {size: each.compute_infer.count for size, each in now.batch_stats.items()} == {
+        1: 2,
+        3: 1,
+    }
+    assert now.batch_stats[3].compute_infer.ns >= 20e6
+    assert now.batch_stats[3].compute_input.ns > 0
+    assert now.batch_stats[1].compute_output.ns >= 10e6
+    assert now.queue.ns >= 2 * 30e6
+    assert now.compute_infer.ns >= 4 * 20e6
+    parts = (now.queue, now.compute_input, now.compute_infer, now.compute_output)
+    assert {part.count for part in parts} == {4}
+    assert sum(part.ns for part in parts) <= now.success.ns
+    assert now.fail.ns >= 50e6
+
+
+def test_what_leaves_or_comes_too_late_counts_as_failed(make):
+    """Once each, and before the caller is told."""
+    scheduler, model, handle = make(options_for=lambda _: SINGLE), FakeModel(), RunHandle()
+    loaded = entry(model)
+    with model.gate_shut():
+        first = blocked(scheduler, loaded)
+        late = scheduler.submit(loaded, rows(2), deadline=time.monotonic() + 0.01)
+        gone = scheduler.submit(loaded, rows(3), handle=handle)
+        handle.terminate()
+        wait([late, gone], SOON)
+        (now,) = scheduler.statistics()
+        assert (now.success.count, now.fail.count) == (0, 2)
+    assert values(first) == [2]
+    (now,) = scheduler.statistics()
+    assert (now.success.count, now.fail.count, now.execution_count) == (1, 2, 1)
+
+
+def test_runs_that_get_into_each_others_way_go_one_after_another(make):
+    """Found out under load, for as long as it is so."""
+
+    class Jealous(FakeModel):
+        beside = 0
+
+        def compute(self, tensor, outputs):
+            self.beside += 1
+            time.sleep(0.001 if self.beside == 1 else 0.008)
+            self.beside -= 1
+            return super().compute(tensor, outputs)
+
+    scheduler, model = make(workers=2, options_for=lambda _: SINGLE), Jealous()
+    loaded = entry(model)
+    wait([scheduler.submit(loaded, rows(n)) for n in range(80)], SOON)
+    (now,) = scheduler.statistics()
+    assert now.lanes == 1
+    assert now.success.count == 80
+
+
+def test_rows_of_nan_change_nothing_for_their_neighbours(make):
+    """One sends nothing but NaN, another nothing but infinities."""
+    scheduler, model = make(), FakeModel()
+    loaded = entry(model)
+    ready(scheduler, loaded)
+    with model.gate_shut():
+        blocked(scheduler, loaded)
+        sent = (1.0, float("nan"), 2.0, float("inf"), 3.0)
+        futures = [scheduler.submit(loaded, rows(value)) for value in sent]
+    results = [values(future)[0] for future in futures]
+    assert len(model.runs) == 2
+    assert results[::2] == [2, 4, 6]
+    assert np.isnan(results[1])
+    assert results[3] == float("inf")
+
+
+def test_by_default_nothing_is_batched(make):
+    """Rows of different callers go through a model together only where somebody asked."""
+    scheduler, model = Scheduler(workers=1), FakeModel()
+    loaded = entry(model)
+    with scheduler:
+        assert scheduler.prepare(loaded) is None
+        with model.gate_shut():
+            blocked(scheduler, loaded)
+            futures = [scheduler.submit(loaded, rows(n)) for n in range(3)]
+        wait(futures, SOON)
+    assert model.runs == [[1], [0], [1], [2]]
 
 
 def test_under_load_a_model_may_have_a_copy_with_other_threads(make):
@@ -586,7 +701,7 @@ def test_under_load_a_model_may_have_a_copy_with_other_threads(make):
     assert values(scheduler.submit(loaded, rows(7))) == [14]
     assert narrow.runs[-1] == [7]
     assert [7] not in model.runs
-    scheduler._overlapped_at = time.monotonic() - 1000
+    scheduler._copies.overlapped(time.monotonic() - 1000)
     assert values(scheduler.submit(loaded, rows(8))) == [16]
     assert model.runs[-1] == [8]
 
@@ -638,7 +753,7 @@ def test_many_threads_and_leavers_lose_no_request(make):
         thread.join(30)
     assert outcomes == [True] * 480
     assert scheduler.waiting == scheduler.running == 0
-    assert not scheduler._deadlines
+    assert len(scheduler._sweeper) == 0
 
 
 @pytest.mark.parametrize("bad", [{"workers": -1}, {"max_queue": 0}])

@@ -6,14 +6,19 @@ which may carry elements of somebody's inputs, never.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from blindai.errors import BlindAIError, InferenceError, InvalidModel, Overloaded
 from blindai.inference.batching import join_inputs, part_outputs
 from blindai.inference.engine import RunHandle
 from blindai.inference.queues import Batch, Request, Stage
+from blindai.inference.served import RunTimes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from blindai.inference.engine import Model
     from blindai.inference.tensors import Tensor
 
@@ -27,19 +32,23 @@ def begin_batch(members: list[Request]) -> Batch:
     return batch
 
 
-def run_batch(model: Model, batch: Batch) -> list[list[Tensor]]:
-    """Return the outputs for each member.
+def run_batch(model: Model, batch: Batch) -> tuple[list[list[Tensor]], RunTimes]:
+    """Return the outputs for each member, and how long what took.
 
     Raises:
         InvalidModel: The outputs have not one row for each row of the inputs.
         InferenceError: From `Model.run`.
     """
     members = batch.members
+    began = time.perf_counter_ns()
     inputs = join_inputs([member.inputs for member in members])
+    joined = time.perf_counter_ns()
     outputs = model.run(inputs, members[0].outputs, handle=batch.handle)
-    if len(members) == 1:
-        return [outputs]
-    return part_outputs(outputs, [member.rows for member in members])
+    ran = time.perf_counter_ns()
+    parts = [outputs]
+    if len(members) > 1:
+        parts = part_outputs(outputs, [member.rows for member in members])
+    return parts, RunTimes(joined - began, ran - joined, time.perf_counter_ns() - ran)
 
 
 def split_batch(batch: Batch, error: Exception) -> list[list[Request]]:
@@ -53,20 +62,37 @@ def split_batch(batch: Batch, error: Exception) -> list[list[Request]]:
     return [rest[start : start + size] for start in range(0, len(rest), size)]
 
 
-def finish_request(request: Request, outputs: list[Tensor]) -> None:
-    """Give a request's caller the result."""
-    try:
-        result = request.finish(outputs)
-    except Exception as error:  # noqa: BLE001 - of the caller's own code, and the caller is told
-        fail_request(request, error)
-        return
-    request.handle.detach()
-    request.future.set_result(result)
+def finish_batch(
+    batch: Batch, wanted: Sequence[tuple[Request, list[Tensor]]], *, began: float, times: RunTimes
+) -> None:
+    """Give the callers their results.
+
+    Args:
+        batch: That has run.
+        wanted: The members that nobody left, with their outputs.
+        began: When the run did, in seconds of `time.monotonic()`.
+        times: Of the run.
+    """
+    start = time.perf_counter_ns()
+    answers: list[tuple[Request, Any]] = []
+    for request, outputs in wanted:
+        try:
+            answers.append((request, request.finish(outputs)))
+        except Exception as error:  # noqa: BLE001 - of the caller's own code, and the caller is told
+            fail_request(request, error)
+    encoding = time.perf_counter_ns() - start
+    times = replace(times, compute_output=times.compute_output + encoding)
+    served = batch.members[0].ledger.served
+    served.add_run(batch.rows, [request for request, _ in answers], began=began, times=times)
+    for request, answer in answers:
+        request.handle.detach()
+        request.future.set_result(answer)
 
 
 def fail_request(request: Request, error: Exception) -> None:
     """Give a request's caller the error."""
     request.handle.detach()
+    request.ledger.served.add_failure(request)
     request.future.set_exception(error)
 
 

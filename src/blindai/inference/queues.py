@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from blindai.inference.batching import BatchKey
     from blindai.inference.engine import RunHandle
-    from blindai.inference.store import LoadedModel
+    from blindai.inference.ledger import Ledger
+    from blindai.inference.records import LoadedModel
     from blindai.inference.tensors import Tensor
 
 # Of waiting, that one step of priority is worth.
@@ -57,7 +58,7 @@ class Request:
         deadline: In seconds of `time.monotonic()`.
         finish: Makes the result of the outputs.
         future: Gets the result.
-        queue: Of its model.
+        ledger: Of its model.
         stage: Where it is.
         batch: It runs in.
     """
@@ -73,7 +74,7 @@ class Request:
     deadline: float | None
     finish: Callable[[list[Tensor]], Any]
     future: Future[Any]
-    queue: ModelQueue
+    ledger: Ledger
     stage: Stage = Stage.ARRIVING
     batch: Batch | None = None
 
@@ -105,10 +106,14 @@ class ModelQueue:
     Attributes:
         served: Seconds of runs that the model had, or missed while it had no request.
         running: Its runs under way.
+        under_way: Requests in them.
+        freed_at: When the last run ended, in seconds of `time.monotonic()`.
     """
 
     served: float = 0.0
     running: int = 0
+    under_way: int = 0
+    freed_at: float = 0.0
     _groups: dict[BatchKey | None, list[Request]] = field(default_factory=dict)
     _length: int = 0
 
@@ -133,6 +138,10 @@ class ModelQueue:
     def groups(self) -> list[list[Request]]:
         """Return the groups that may run together, the one whose turn it is first."""
         return sorted(self._groups.values(), key=lambda group: group[0].order)
+
+    def keys(self) -> list[BatchKey | None]:
+        """Return the shapes that wait."""
+        return list(self._groups)
 
     def turn(self) -> float:
         """Return when it is this model's turn, compared to others: the least is next.

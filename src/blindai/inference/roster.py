@@ -8,13 +8,16 @@ Nothing here has a lock: `Scheduler` holds its own around every call.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from blindai.inference.ledger import Ledger
     from blindai.inference.queues import Request
+
+# Who was there at the last run is expected back for so many run times.
+_HYSTERESIS_RUNS: Final = 4
 
 
 class Roster:
@@ -35,8 +38,9 @@ class Roster:
         for ledger in self._active:
             yield from ledger.queue
 
-    def add(self, request: Request, ledger: Ledger) -> None:
+    def add(self, request: Request) -> None:
         """Let a request wait."""
+        ledger = request.ledger
         queue = ledger.queue
         if not queue and not queue.running:
             queue.served = max(queue.served, self._clock)
@@ -46,8 +50,22 @@ class Roster:
 
     def withdraw(self, request: Request) -> None:
         """Take a request out that shall not run."""
-        request.queue.remove(request)
+        request.ledger.queue.remove(request)
         self._waiting -= 1
+
+    def may_have_more(self, ledger: Ledger) -> bool:
+        """Return whether another worker might find something, after this model's run began."""
+        if len(self._active) > 1:
+            return self._waiting > 0
+        keys = ledger.queue.keys()
+        return any(ledger.queue.running < ledger.lanes(key) for key in keys)
+
+    def ended(self, ledger: Ledger, requests: int, *, now: float, seconds: float) -> None:
+        """Say that a run has ended, which was chosen here."""
+        ledger.queue.running -= 1
+        ledger.queue.under_way -= requests
+        ledger.queue.freed_at = now
+        ledger.queue.served += seconds
 
     def backlog(self) -> float:
         """Return the seconds of one worker that everything will take."""
@@ -73,28 +91,34 @@ class Roster:
         if len(self._active) > 1:
             ledgers = sorted(self._active, key=lambda ledger: ledger.queue.turn())
         for ledger in ledgers:
-            limit = ledger.options.instances
-            if limit and ledger.queue.running >= limit:
-                continue
             for group in ledger.queue.groups():
-                size = _size(ledger, group, idle)
-                ready_at = 0.0 if hurry else _ready_at(ledger, group, size)
+                lanes = ledger.lanes(group[0].key)
+                free = min(idle, lanes - ledger.queue.running)
+                if free < 1:
+                    continue
+                size = _size(ledger, group, lanes, free)
+                ready_at = 0.0 if hurry else _ready_at(ledger, group, size, now)
                 if ready_at > now:
                     again_at = ready_at if again_at is None else min(again_at, ready_at)
                     continue
                 self._clock = max(self._clock, ledger.queue.served)
                 self._waiting -= size
-                return (ledger, ledger.queue.take(group, size)), None
+                queue = ledger.queue
+                shape = ledger.shape(group[0].key)
+                shape.crowd, shape.crowded_at = len(group) + queue.under_way, now
+                queue.running += 1
+                queue.under_way += size
+                return (ledger, queue.take(group, size)), None
         return None, again_at
 
 
-def _size(ledger: Ledger, group: Sequence[Request], idle: int) -> int:
+def _size(ledger: Ledger, group: Sequence[Request], lanes: int, free: int) -> int:
     """Return how many requests of a group to run together."""
     key = group[0].key
     if key is None or not ledger.batches:
         return 1
-    # Idle workers share what waits: two small batches side by side beat one large one.
-    share = -(-len(group) // idle)
+    # Free lanes share what waits.
+    share = -(-len(group) // free)
     rows: list[int] = []
     total = 0
     for request in group[:share]:
@@ -102,14 +126,23 @@ def _size(ledger: Ledger, group: Sequence[Request], idle: int) -> int:
         if rows and total > ledger.options.max_batch:
             break
         rows.append(request.rows)
-    return ledger.costs(key).choose(rows)
+    return ledger.shape(key).batches(lanes).choose(rows)
 
 
-def _ready_at(ledger: Ledger, group: Sequence[Request], size: int) -> float:
-    """Return until when a group that is no full batch waits for more; 0: not at all."""
+def _ready_at(ledger: Ledger, group: Sequence[Request], size: int, now: float) -> float:
+    """Return until when a group waits for more; 0: not at all.
+
+    Those who were there at the last run, and are neither here nor in a run, may come back. Who
+    has no reason to expect anybody does not wait: a lone caller never does.
+    """
     options = ledger.options
     if not options.max_wait or not ledger.batches or size < len(group):
         return 0.0
     if group[0].key is None or sum(request.rows for request in group) >= options.max_batch:
         return 0.0
-    return group[0].arrived + options.max_wait
+    shape = ledger.shape(group[0].key)
+    lull = options.max_wait + _HYSTERESIS_RUNS * (ledger.per_run.seconds or 0.0)
+    expected = shape.crowd - ledger.queue.under_way
+    if len(group) >= expected or now - shape.crowded_at > lull:
+        return 0.0
+    return max(group[0].arrived, ledger.queue.freed_at) + options.max_wait

@@ -21,9 +21,7 @@ Lock order: a request's `RunHandle` (which calls `_leave`), then the scheduler's
 
 from __future__ import annotations
 
-import contextlib
 import os
-import queue
 import threading
 import time
 import weakref
@@ -33,7 +31,6 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from blindai.errors import (
-    BlindAIError,
     ConfigurationError,
     InferenceError,
     InvalidInput,
@@ -43,17 +40,20 @@ from blindai.errors import (
 from blindai.inference.batch_run import (
     begin_batch,
     fail_request,
-    finish_request,
+    finish_batch,
     reported,
     run_batch,
     split_batch,
 )
 from blindai.inference.batching import batch_key
+from blindai.inference.bell import Bell
+from blindai.inference.copies import Copies
 from blindai.inference.engine import RunHandle
 from blindai.inference.ledger import Ledger, ModelStatistics, SchedulingOptions
 from blindai.inference.probe import ProbeResult, probe_model
 from blindai.inference.queues import SECONDS_PER_STEP, Batch, Request, Stage
 from blindai.inference.roster import Roster
+from blindai.inference.sweeper import Sweeper
 from blindai.inference.tensors import check_inputs
 
 if TYPE_CHECKING:
@@ -67,11 +67,8 @@ if TYPE_CHECKING:
 __all__ = ["MAX_PRIORITY", "ModelStatistics", "Scheduler", "SchedulingOptions"]
 
 MAX_PRIORITY: Final = 60
-_FOREVER: Final = float("inf")
 # A full queue still takes so many of each model.
 _GUARANTEED: Final = 4
-# The load counts as such for so many runs after requests last overlapped.
-_HYSTERESIS_RUNS: Final = 4
 _RETRY_BOUNDS: Final = (0.1, 60.0)
 
 ResultT = TypeVar("ResultT")
@@ -103,35 +100,24 @@ class Scheduler:
         self._options_for = options_for
         self._load_again = load_again
         self._lock = threading.Lock()
-        # Wakes workers: one item for one of them. Not a condition, whose waiters wake up only
-        # to wait for the lock that whoever woke them still holds.
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._rung = 0
-        self._sweep = threading.Condition(self._lock)
+        self._bell = Bell()
         self._drained = threading.Condition(self._lock)
         self._ledgers: weakref.WeakKeyDictionary[Model, Ledger] = weakref.WeakKeyDictionary()
         self._roster = Roster()
         # What each worker runs.
         self._running: dict[int, Batch] = {}
-        self._deadlines: dict[Request, float] = {}
-        self._wakes_at = _FOREVER
-        self._left: list[Request] = []
-        self._idle = 0
-        self._overlapped_at = -_FOREVER
         self._numbers = count()
-        self._closing = self._stopping = self._swept = False
+        self._closing = self._stopping = False
         self._aside = ThreadPoolExecutor(1, "blindai-probe")
-        total = workers or len(os.sched_getaffinity(0))
+        self._copies = Copies(load_again, self._aside)
+        self._sweeper = Sweeper()
         self._workers = [
             threading.Thread(
                 target=self._serve, args=(index,), name=f"blindai-run-{index}", daemon=True
             )
-            for index in range(total)
+            for index in range(workers or len(os.sched_getaffinity(0)))
         ]
-        self._sweeper = threading.Thread(
-            target=self._sweep_up, name="blindai-deadlines", daemon=True
-        )
-        for thread in (*self._workers, self._sweeper):
+        for thread in self._workers:
             thread.start()
 
     def __enter__(self) -> Self:
@@ -164,7 +150,9 @@ class Scheduler:
         with self._lock:
             if self._closing or entry.model in self._ledgers:
                 return None
-            ledger = Ledger(entry.record.sha256, self._options_for(entry.record))
+            ledger = Ledger(
+                entry.record.sha256, self._options_for(entry.record), len(self._workers)
+            )
             self._ledgers[entry.model] = ledger
             if ledger.options.max_batch == 1:
                 ledger.no_batches("the model's options say so")
@@ -253,12 +241,12 @@ class Scheduler:
             deadline=deadline,
             finish=finish,
             future=Future(),
-            queue=ledger.queue,
+            ledger=ledger,
         )
         request.future.set_running_or_notify_cancel()
         handle.attach(partial(self._leave, request))
         try:
-            self._admit(request, ledger)
+            self._admit(request)
         except InferenceError:
             handle.detach()
             raise
@@ -294,10 +282,7 @@ class Scheduler:
         for thread in self._workers:
             thread.join()
         self._aside.shutdown(cancel_futures=True)
-        with self._lock:
-            self._swept = True
-            self._sweep.notify()
-        self._sweeper.join()
+        self._sweeper.close()
 
     # Arriving and leaving.
 
@@ -307,7 +292,8 @@ class Scheduler:
             ledger.batches, ledger.reason = result.batches, result.reason
         return result
 
-    def _admit(self, request: Request, ledger: Ledger) -> None:
+    def _admit(self, request: Request) -> None:
+        ledger = request.ledger
         with self._lock:
             if request.stage is Stage.ENDED:
                 raise request.handle.reason()
@@ -319,17 +305,13 @@ class Scheduler:
                 msg = f"{len(self._roster)} requests wait, which is the limit"
                 raise Overloaded(msg, retry_after=after)
             if self._running or self._roster:
-                self._overlapped_at = request.arrived
-            self._roster.add(request, ledger)
+                self._copies.overlapped(request.arrived)
+            self._roster.add(request)
             request.stage = Stage.WAITING
-            if request.deadline is not None:
-                self._deadlines[request] = request.deadline
-                if request.deadline < self._wakes_at:
-                    self._sweep.notify()
-            ring = self._idle > self._rung
-            self._rung += ring
-        if ring:
-            self._bell.put(None)
+            self._sweeper.watch(request)
+            # Or the end of a run will find it.
+            if ledger.queue.running < ledger.lanes(request.key):
+                self._bell.ring()
 
     def _leave(self, request: Request) -> None:
         """Let a request go that nobody waits for; called by its handle, in any thread."""
@@ -339,14 +321,12 @@ class Scheduler:
             if stage is Stage.WAITING:
                 self._withdraw(request)
             elif stage is Stage.RUNNING and request.batch is not None:
-                self._deadlines.pop(request, None)
                 request.batch.present -= 1
                 stop = None if request.batch.present else request.batch.handle
             request.stage = Stage.ENDED
             if stage in {Stage.WAITING, Stage.RUNNING}:
                 # The sweeper tells the caller: here its handle is locked.
-                self._left.append(request)
-                self._sweep.notify()
+                self._sweeper.tell(request)
         if stop is not None:
             stop.terminate()
 
@@ -354,34 +334,16 @@ class Scheduler:
         """Take a request out of the queue; the lock must be held."""
         self._roster.withdraw(request)
         request.stage = Stage.ENDED
-        self._deadlines.pop(request, None)
+        self._sweeper.forget(request)
         if self._closing:
             self._drained.notify()
 
+    def _ring_for_all(self) -> None:
+        for _ in self._workers:
+            self._bell.ring_anyway()
+
     def _is_drained(self) -> bool:
         return not self._roster and not self._running
-
-    def _sweep_up(self) -> None:
-        """End requests that left, and those whose deadline passed, until `close`."""
-        while True:
-            with self._lock:
-                if not self._left and not self._swept:
-                    self._wakes_at = min(self._deadlines.values(), default=_FOREVER)
-                    forever = self._wakes_at == _FOREVER
-                    seconds = None if forever else self._wakes_at - time.monotonic()
-                    if seconds is None or seconds > 0:
-                        self._sweep.wait(seconds)
-                now = time.monotonic()
-                left, self._left = self._left, []
-                expired = [request for request, when in self._deadlines.items() if when <= now]
-                if self._swept and not left:
-                    return
-            for request in expired:
-                request.handle.terminate(expired=True)
-            for request in left:
-                fail_request(request, request.handle.reason())
-            # Or they would stay here, with their inputs, until the next one.
-            del left, expired
 
     # Running.
 
@@ -400,64 +362,39 @@ class Scheduler:
         self._run(worker, model, ledger, batch)
         with self._lock:
             del self._running[worker]
-            ledger.queue.running -= 1
-            ledger.queue.served += time.monotonic() - began
+            now = time.monotonic()
+            self._roster.ended(ledger, len(batch.members), now=now, seconds=now - began)
             if self._closing:
                 self._drained.notify()
         return True
 
     def _wait_for_work(self, worker: int) -> tuple[Ledger, Batch, Model] | None:
-        newly_idle, rung = 1, 0
+        newly_idle, rang = 1, False
         while True:
             with self._lock:
-                self._idle += newly_idle
-                self._rung -= rung
-                newly_idle = rung = 0
+                self._bell.idle += newly_idle
+                newly_idle = 0
+                if rang:
+                    self._bell.answered()
                 now = time.monotonic()
-                chosen, again_at = self._roster.choose(now, idle=self._idle, hurry=self._closing)
+                chosen, again_at = self._roster.choose(
+                    now, idle=self._bell.idle, hurry=self._closing
+                )
                 if chosen is not None or self._stopping:
-                    self._idle -= 1
-                    return None if chosen is None else self._begin(worker, *chosen)
+                    self._bell.idle -= 1
+                    return None if chosen is None else self._begin(worker, *chosen, now=now)
                 seconds = None if again_at is None else max(0.0, again_at - now)
-            with contextlib.suppress(queue.Empty):
-                self._bell.get(timeout=seconds)
-                rung = 1
+            rang = self._bell.wait(seconds)
 
     def _begin(
-        self, worker: int, ledger: Ledger, members: list[Request]
+        self, worker: int, ledger: Ledger, members: list[Request], *, now: float
     ) -> tuple[Ledger, Batch, Model]:
         """Start the clock of what was chosen; the lock must be held."""
         batch = self._running[worker] = begin_batch(members)
-        ledger.queue.running += 1
-        if self._roster and self._idle > self._rung:
-            self._rung += 1
-            self._bell.put(None)
-        return ledger, batch, self._model_for(ledger, members[0].entry)
-
-    def _ring_for_all(self) -> None:
-        for _ in self._workers:
-            self._rung += 1
-            self._bell.put(None)
-
-    def _model_for(self, ledger: Ledger, entry: LoadedModel) -> Model:
-        """Return the copy of the model to run: the narrow one under load, if there is one."""
-        if not ledger.options.threads or self._load_again is None:
-            return entry.model
-        lull = _HYSTERESIS_RUNS * (ledger.per_run.seconds or 0.0)
-        if time.monotonic() - self._overlapped_at > lull:
-            return entry.model
-        if not ledger.narrow_asked and not self._closing:
-            ledger.narrow_asked = True
-            self._aside.submit(self._load_narrow, self._load_again, entry, ledger)
-        return ledger.narrow or entry.model
-
-    def _load_narrow(
-        self, load: Callable[[LoadedModel, int], Model], entry: LoadedModel, ledger: Ledger
-    ) -> None:
-        # It fails for want of memory, or because the file went with its last name: the model
-        # that is there serves as well.
-        with contextlib.suppress(BlindAIError):
-            ledger.narrow = load(entry, ledger.options.threads)
+        if self._roster.may_have_more(ledger):
+            self._bell.ring()
+        model = self._copies.choose(members[0].entry, ledger, now=now, closing=self._closing)
+        return ledger, batch, model
 
     def _run(self, worker: int, model: Model, ledger: Ledger, batch: Batch) -> None:
         """Run a batch; what fails is halved, and its halves run, until single ones fail."""
@@ -467,26 +404,26 @@ class Scheduler:
             with self._lock:
                 self._running[worker] = part
                 stopping = self._stopping
-                beside = len(self._running)
+                lanes = len(self._running)
             began = time.monotonic()
             try:
                 if stopping:
                     raise _stopping()  # noqa: TRY301 - ends like any run that fails
-                results = run_batch(model, part)
+                results, times = run_batch(model, part)
             except Exception as error:  # noqa: BLE001 - a worker survives whatever an engine does
                 pending += self._again(ledger, part, error)
                 continue
             seconds = time.monotonic() - began
             with self._lock:
-                ledger.record(len(part.members), seconds)
-                key = part.members[0].key
-                crowded = max(beside, len(self._running)) > 1 or len(self._workers) == 1
-                if key is not None and crowded:
-                    ledger.costs(key).record(part.rows, seconds)
+                lanes = lanes if lanes == len(self._running) else 0
+                key, size = part.members[0].key, len(part.members)
+                ledger.record(key, size, part.rows, seconds, lanes=lanes)
                 waited_for = [self._claim(member) for member in part.members]
-            for member, outputs, wanted in zip(part.members, results, waited_for, strict=True):
-                if wanted:
-                    finish_request(member, outputs)
+            answers = zip(part.members, results, strict=True)
+            wanted = [
+                answer for answer, claimed in zip(answers, waited_for, strict=True) if claimed
+            ]
+            finish_batch(part, wanted, began=began, times=times)
 
     def _claim(self, member: Request) -> bool:
         """Return whether somebody still waits for a request, which ends with that.
@@ -495,7 +432,7 @@ class Scheduler:
         """
         waited_for = member.stage is Stage.RUNNING
         member.stage = Stage.ENDED
-        self._deadlines.pop(member, None)
+        self._sweeper.forget(member)
         return waited_for
 
     def _again(self, ledger: Ledger, part: Batch, error: Exception) -> list[Batch]:
