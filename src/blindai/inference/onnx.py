@@ -263,6 +263,8 @@ def _session_options(options: LoadOptions) -> ort.SessionOptions:
     # Threads that spin for the next run take the core from the run beside them.
     session.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Loops in small pieces: a thread whose core does something else holds up the rest for less.
+    session.add_session_config_entry("session.dynamic_block_base", "4")
     # Or a file that is both formats would be checked as one and run as the other.
     session.add_session_config_entry("session.load_model_format", "ONNX")
     return session
