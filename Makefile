@@ -8,7 +8,7 @@ LOCKS  := client server dev
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help hardware demo test lint format docs conformance bench bench-quick lock clean
+.PHONY: help hardware demo test lint format docs conformance bench bench-quick lock vm vm-lock vm-test clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | sort | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -68,11 +68,12 @@ docs: $(VENV)/.dev ## Check that every link and file named in the documentation 
 conformance: $(VENV)/.dev ## Run ONNX's own test cases through a server, against onnxruntime in process
 	@$(BIN)/python -m tests.conformance
 
-bench: $(VENV)/.demo ## Measure against the raw onnxruntime session
-	@$(BIN)/python benchmarks/serving.py
+bench: $(VENV)/.demo ## Measure against the raw session and every peer; writes docs/performance.md
+	@$(BIN)/python benchmarks/peers/install.py
+	@$(BIN)/python benchmarks/compare.py
 
-bench-quick: $(VENV)/.demo ## The same with fewer rounds
-	@$(BIN)/python benchmarks/serving.py --quick
+bench-quick: $(VENV)/.demo ## A few of the same without peers; writes nothing
+	@$(BIN)/python benchmarks/compare.py --quick
 
 lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without index addresses
 	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
@@ -81,6 +82,20 @@ lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without in
 	@$(COMPILE) pyproject.toml --extra server --group dev -o requirements/dev.txt
 	@$(COMPILE) --group pyproject.toml:hardware -o requirements/hardware.txt
 	@$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
+	@$(COMPILE) pyproject.toml --extra server --extra tpm -o requirements/vm.txt
+	@$(COMPILE) requirements/vm-build.in -o requirements/vm-build.txt
+
+# As root, on Debian 12; deploy/vm/README.md names the packages that are needed.
+vm: $(VENV)/.dev ## Build the measured machine image: build/vm (MODELS=folder puts models in)
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+	@$(BIN)/python deploy/vm/build.py $(if $(MODELS),--models $(MODELS)) $(ARGS)
+
+vm-lock: $(VENV)/.dev ## Lock the Debian packages of the image to those that apt offers now
+	@$(BIN)/python deploy/vm/build.py --lock
+
+vm-test: $(VENV)/.hardware ## Build the image twice, boot it, verify it, tamper with it (15 minutes)
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+	@BLINDAI_VM_TEST=1 $(BIN)/python -m pytest -q tests/vm $(ARGS)
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
