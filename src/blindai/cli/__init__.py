@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from blindai.cli import demo, doctor, evidence, models, policy, receipt, serve, verify
+from blindai.cli import demo, doctor, evidence, measure, models, policy, receipt, serve, verify
 from blindai.errors import (
     AccessDenied,
     AttestationError,
@@ -54,6 +54,7 @@ for _command in (
     verify.verify,
     evidence.evidence,
     policy.policy,
+    measure.measure,
     models.upload,
     models.run,
     models.models,
