@@ -35,7 +35,7 @@ from blindai.inference.arrays import (
     measure,
 )
 from blindai.inference.datatype import DataType
-from blindai.inference.packing import has_stray_bits, pack, packed_size, unpack
+from blindai.inference.packing import has_stray_bits, pack, unpack
 
 __all__ = [
     "DataType",
@@ -52,6 +52,7 @@ __all__ = [
 
 # Keeps the size in bytes of any array below 2**63, also beside a dimension of 0.
 _MAX_ELEMENTS: Final = 2**60 - 1
+_BYTE: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +142,19 @@ def from_buffer(
     data = memoryview(buffer).cast("B")
     if datatype is DataType.BYTES:
         return Tensor(name, decode_strings(name, data, count).reshape(dims), datatype)
-    expected = packed_size(count, datatype)
+    bits, dtype = datatype.bits, datatype.numpy
+    expected = (count * bits + 7) // 8
     if len(data) != expected:
         msg = (
             f"{name}: expected {expected} bytes for {datatype}{list(dims)}, came {len(data)} bytes"
         )
         raise InvalidInput(msg)
-    if datatype.is_packed:
+    if bits < _BYTE:
         if has_stray_bits(data, count, datatype):
             msg = f"{name}: expected zero bits after the last of {count} {datatype} elements"
             raise InvalidInput(msg)
         return Tensor(name, unpack(data, count, datatype).reshape(dims), datatype)
-    array = np.frombuffer(data, dtype=datatype.numpy) if count else np.empty(0, datatype.numpy)
+    array = np.frombuffer(data, dtype=dtype) if count else np.empty(0, dtype)
     # To C++ code any other byte than these is undefined behaviour, not "true".
     if datatype is DataType.BOOL and count and array.view(np.uint8).max() > 1:
         msg = f"{name}: expected bytes of 0 or 1 for BOOL, came others"
