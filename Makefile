@@ -86,7 +86,7 @@ lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without in
 	@$(COMPILE) requirements/vm-build.in -o requirements/vm-build.txt
 
 # As root, on Debian 12; deploy/vm/README.md names the packages that are needed.
-vm: $(VENV)/.dev ## Build the measured machine image: build/vm (MODELS=folder puts models in)
+vm: $(VENV)/.dev ## Build the measured machine into build/vm; MODELS=folder puts models in
 	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
 	@$(BIN)/python deploy/vm/build.py $(if $(MODELS),--models $(MODELS)) $(ARGS)
 
