@@ -1,6 +1,8 @@
 """Every path of the attested port, over real sockets."""
 
+import gzip
 import json
+import zlib
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -11,6 +13,7 @@ from blindai.attestation import wire
 from blindai.attestation.policy import Policy
 from blindai.channel.tls import unverified_context
 from blindai.inference.tensors import DataType, Tensor, to_bytes
+from blindai.server.open_inference import EXTENSIONS
 from blindai.testing.server import start_server
 from blindai.verify import verify
 from tests.inference.models import ELEMENTS, add, identity
@@ -44,7 +47,7 @@ def test_says_what_it_is(server):
     reply = request(server, "GET", "/v2")
     assert reply.status == 200
     assert reply.json()["name"] == "blindai"
-    assert reply.json()["extensions"] == ["binary_tensor_data", "parameters"]
+    assert reply.json()["extensions"] == list(EXTENSIONS)
     assert reply.headers["server"] == "blindai"
     assert request(server, "HEAD", "/v2").body == b""
 
@@ -234,10 +237,86 @@ def test_no_token_no_upload(server, headers):
         assert reply.headers["www-authenticate"] == "Bearer"
 
 
-def test_compressed_body_is_refused(server):
-    """A body with Content-Encoding is 415, not bytes that are taken for JSON."""
-    reply = request(server, "POST", INFER, b"\x1f\x8b", {"Content-Encoding": "gzip"})
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("DEFLATE", zlib.compress)])
+def test_compressed_request(server, coding, pack):
+    """A compressed body is what it stands for; the length of its JSON is without the coding."""
+    array = np.arange(100_000, dtype=np.float32)
+    body, headers = binary_body(Tensor("x", array, DataType.FP32), binary_data_output=True)
+    for chunked in (False, True):
+        data = iter([pack(body)]) if chunked else pack(body)
+        reply = request(server, "POST", INFER, data, {**headers, "Content-Encoding": coding})
+        assert "content-encoding" not in reply.headers
+        length = int(reply.headers["inference-header-content-length"])
+        assert reply.body[length:] == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("coding", "unpack"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)]
+)
+def test_compressed_answer(server, coding, unpack):
+    """An answer is compressed for who names one coding; a refusal never is."""
+    values = [1.0] * 1000
+    plain = request(server, "POST", INFER, infer_body(values))
+    reply = request(server, "POST", INFER, infer_body(values), {"Accept-Encoding": coding})
+    assert reply.headers["content-encoding"] == coding
+    assert len(reply.body) == int(reply.headers["content-length"]) < len(plain.body)
+    assert unpack(reply.body) == plain.body
+    several = {"Accept-Encoding": "gzip, deflate"}
+    assert request(server, "POST", INFER, infer_body(values), several).body == plain.body
+    refusal = request(server, "POST", INFER, b"x" * 5000, {"Accept-Encoding": coding})
+    assert (refusal.status, refusal.error) == (400, "InvalidInput")
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "status", "error"),
+    [
+        ("gzip", b"\x1f\x8b", 400, "InvalidInput"),
+        ("gzip", b"{}", 400, "InvalidInput"),
+        ("gzip", gzip.compress(gzip.compress(infer_body([1.0]))), 400, "InvalidInput"),
+        ("deflate", gzip.compress(infer_body([1.0])), 400, "InvalidInput"),
+        ("gzip", gzip.compress(infer_body([1.0])) + b"x", 400, "InvalidInput"),
+        ("deflate", zlib.compress(bytes(300 << 20), 9), 413, "LimitExceeded"),
+        ("br", b"", 415, "InvalidInput"),
+        ("gzip, gzip", b"", 415, "InvalidInput"),
+        ("identity, gzip", b"", 415, "InvalidInput"),
+        ("", b"", 415, "InvalidInput"),
+    ],
+)
+def test_compressed_nonsense(server, coding, body, status, error):
+    """What is in no coding, in two, or in another one is refused; a bomb at the limit."""
+    reply = request(server, "POST", INFER, body, {"Content-Encoding": coding})
+    assert (reply.status, reply.error) == (status, error)
+
+
+def test_compressed_upload_is_refused(server):
+    """A model comes as it is: what is hashed is what was sent."""
+    headers = authorized(server) | {"Content-Encoding": "gzip"}
+    reply = request(server, "PUT", "/blindai/v1/models/zipped", gzip.compress(add()), headers)
     assert (reply.status, reply.error) == (415, "InvalidInput")
+
+
+def test_classification_through_the_server(server):
+    """An output can be asked for as its highest classes, in JSON and in binary."""
+    for binary in (False, True):
+        wish = {"name": "y", "parameters": {"classification": 2, "binary_data": binary}}
+        reply = request(server, "POST", INFER, infer_body([1.0, 8.5, -3.0], outputs=[wish]))
+        length = int(reply.headers.get("inference-header-content-length", len(reply.body)))
+        (output,) = json.loads(reply.body[:length])["outputs"]
+        assert (output["datatype"], output["shape"]) == ("BYTES", [2])
+        if binary:
+            assert reply.body[length:] == b"\x05\0\0\x008.5:1\x05\0\0\x001.0:0"
+        else:
+            assert output["data"] == ["8.5:1", "1.0:0"]
+
+
+def test_config(server):
+    """A model's configuration names what it takes and returns."""
+    for path in ("config", "versions/1/config"):
+        config = request(server, "GET", f"/v2/models/identity-bytes/{path}").json()
+        assert config["name"] == "identity-bytes"
+        assert config["max_batch_size"] == 0
+        assert config["input"] == [{"name": "x", "data_type": "TYPE_STRING", "dims": [-1]}]
+    assert request(server, "GET", "/v2/models/nope/config").error == "ModelNotFound"
 
 
 def test_plain_http_on_the_tls_port(server):

@@ -70,6 +70,34 @@ def test_what_else_is_asked_for():
     assert parsed.id == "7"
 
 
+def test_priority():
+    """The default is the highest, as 1 is; more lets others go first, and nobody overtakes."""
+    for value, expected in [(0, 0), (1, 0), (2, -1), (61, -60), (10**9, -60), (2**64 - 1, -60)]:
+        parsed = parse_request(document(entry(), parameters={"priority": value}), None)
+        assert parsed.priority == expected
+
+
+def test_classes():
+    """Classes are asked for by output; none are 0."""
+    wishes = [
+        {"name": "y", "parameters": {"classification": 3}},
+        {"name": "z", "parameters": {"classification": 0}},
+    ]
+    assert parse_request(document(entry(), outputs=wishes), None).classes == {"y": 3}
+
+
+def test_unknown_parameters_change_nothing():
+    """Parameters that nobody here knows are for somebody else."""
+    known = parse_request(document(entry(data=[1, 2])), None)
+    more = {"content_type": "np", "sequence_id": 0, "x": {"y": [1]}}
+    body = document(
+        entry(data=[1, 2], parameters={"quality": 1}), parameters=more, unknown=[1, {"a": 2}]
+    )
+    parsed = parse_request(body, None)
+    assert parsed.inputs[0].array.tolist() == known.inputs[0].array.tolist()
+    assert (parsed.outputs, parsed.timeout, parsed.id) == (known.outputs, known.timeout, known.id)
+
+
 def test_no_timeout():
     """A timeout of 0 is none, and one that no float holds is a very long one."""
     assert parse_request(document(entry(), parameters={"timeout": 0}), None).timeout is None
@@ -107,6 +135,16 @@ def test_no_timeout():
         document(entry(), parameters={"binary_data_output": 1}),
         document(entry(), outputs=[{"name": "y", "parameters": {"binary_data": "yes"}}]),
         document(entry(), id="x" * 2000),
+        document(entry(), outputs=[{"name": "y"}, {"name": "y"}]),
+        document(entry(), outputs=[{"name": "y", "parameters": {"classification": -1}}]),
+        document(entry(), outputs=[{"name": "y", "parameters": {"classification": "3"}}]),
+        document(entry(), outputs=[{"name": "y", "parameters": {"shared_memory_region": "r"}}]),
+        document(entry(parameters={"shared_memory_region": "r"})),
+        document(entry(), parameters={"sequence_id": 7}),
+        document(entry(), parameters={"sequence_id": "s"}),
+        document(entry(), parameters={"priority": -1}),
+        document(entry(), parameters={"priority": True}),
+        document(entry(), parameters={"priority": 2**64}),
         b'{"inputs":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
         b'{"inputs":[],"unknown":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
     ],

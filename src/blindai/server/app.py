@@ -33,6 +33,7 @@ from blindai.errors import (
     ModelNotFound,
     Overloaded,
 )
+from blindai.server.encoding import CODINGS
 from blindai.server.events import log_event, place_of
 from blindai.server.request import Request, linger
 from blindai.server.service import State
@@ -218,8 +219,10 @@ def _check_framing(request: Request) -> Response | None:
     encoding = headers.get(b"transfer-encoding")
     if encoding is not None and (encoding.lower() != b"chunked" or request.http_version != "1.1"):
         return error_response(InvalidInput("expected no Transfer-Encoding but chunked, of 1.1"))
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        return error_response(InvalidInput("expected a body without Content-Encoding"), status=415)
+    if b"content-encoding" in headers and request.coding not in CODINGS:
+        names = ", ".join(sorted(coding.decode() for coding in CODINGS))
+        error = InvalidInput(f"expected a Content-Encoding of {names}, one of them alone")
+        return error_response(error, status=415)
     return None
 
 

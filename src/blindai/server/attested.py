@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 from blindai.channel.statement import Kind
 from blindai.errors import InvalidInput, LimitExceeded
 from blindai.inference.engine import RunHandle
-from blindai.server.app import App, GoneWatch, Response, json_response
+from blindai.server.app import App, GoneWatch, Response, error_response, json_response
 from blindai.server.auth import Access, Scope
+from blindai.server.encoding import IDENTITY, choose_coding, compress
+from blindai.server.model_config import describe_config, platform_of
 from blindai.server.open_inference import (
     MODEL_VERSION,
     build_answer,
@@ -22,14 +24,19 @@ from blindai.server.open_inference import (
     gather_facts,
     parse_request,
 )
+from blindai.server.openapi import with_document
 from blindai.server.public import shared_routes
 from blindai.server.receipts import Facts, ReceiptDesk, digest_parts, parse_wish
+from blindai.server.repository import Repository
+from blindai.server.statistics import collect_statistics, describe_statistics
+from blindai.server.unsupported import unsupported_routes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from blindai.inference.store import ModelRecord
     from blindai.inference.tensors import Tensor
+    from blindai.server.app import Routes
     from blindai.server.config import Limits
     from blindai.server.identity import EvidenceDesk
     from blindai.server.limits import ByteBudget
@@ -37,7 +44,6 @@ if TYPE_CHECKING:
     from blindai.server.request import Request
     from blindai.server.service import Service
 
-_PLATFORM: Final = "onnxruntime_onnx"
 _BINARY: Final = b"application/octet-stream"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _MAX_DIGITS: Final = 12
@@ -58,20 +64,28 @@ def attested_app(
     receipts = ReceiptDesk(desk)
     models = Models(service, access, limits, receipts)
     inference = OpenInference(service, access, limits, bodies, receipts)
-    return App(
-        service,
-        always=shared_routes(service, desk),
-        ready={
-            b"/v2/models/{name}": {"GET": inference.metadata},
-            b"/v2/models/{name}/versions/1": {"GET": inference.metadata},
-            b"/v2/models/{name}/ready": {"GET": inference.ready},
-            b"/v2/models/{name}/versions/1/ready": {"GET": inference.ready},
-            b"/v2/models/{name}/infer": {"POST": inference.infer},
-            b"/v2/models/{name}/versions/1/infer": {"POST": inference.infer},
-            b"/blindai/v1/models": {"GET": models.all},
-            b"/blindai/v1/models/{name}": {"PUT": models.put, "DELETE": models.delete},
-        },
-    )
+    repository = Repository(service, access, limits, bodies)
+    ready: Routes = {
+        b"/v2/models/{name}": {"GET": inference.metadata},
+        b"/v2/models/{name}/versions/1": {"GET": inference.metadata},
+        b"/v2/models/{name}/ready": {"GET": inference.ready},
+        b"/v2/models/{name}/versions/1/ready": {"GET": inference.ready},
+        b"/v2/models/{name}/config": {"GET": inference.config},
+        b"/v2/models/{name}/versions/1/config": {"GET": inference.config},
+        b"/v2/models/{name}/stats": {"GET": inference.statistics},
+        b"/v2/models/{name}/versions/1/stats": {"GET": inference.statistics},
+        b"/v2/models/stats": {"GET": inference.all_statistics},
+        b"/v2/models/{name}/infer": {"POST": inference.infer},
+        b"/v2/models/{name}/versions/1/infer": {"POST": inference.infer},
+        b"/v2/repository/index": {"POST": repository.index},
+        b"/v2/repository/models/{name}/load": {"POST": repository.load},
+        b"/v2/repository/models/{name}/unload": {"POST": repository.unload},
+        b"/blindai/v1/models": {"GET": models.all},
+        b"/blindai/v1/models/{name}": {"PUT": models.put, "DELETE": models.delete},
+        **unsupported_routes(),
+    }
+    always = with_document(shared_routes(service, desk), ready)
+    return App(service, always=always, ready=ready)
 
 
 class OpenInference:
@@ -99,7 +113,7 @@ class OpenInference:
             {
                 "name": request.name,
                 "versions": [MODEL_VERSION],
-                "platform": _PLATFORM,
+                "platform": platform_of(record),
                 "inputs": describe_specs(record.inputs),
                 "outputs": describe_specs(record.outputs),
                 "parameters": {"sha256": record.sha256, "size": record.size},
@@ -112,16 +126,41 @@ class OpenInference:
         self._service.get(request.name)
         return json_response({"name": request.name, "ready": True})
 
+    async def config(self, request: Request) -> Response:
+        """Say how a model runs."""
+        self._access.check(Scope.RUN, request.bearer_token)
+        return json_response(describe_config(request.name, self._service.get(request.name).record))
+
+    async def statistics(self, request: Request) -> Response:
+        """Say what a model has served."""
+        self._access.check(Scope.RUN, request.bearer_token)
+        return self._describe_statistics(request.name)
+
+    async def all_statistics(self, request: Request) -> Response:
+        """Say what all models have served, one entry for each name."""
+        self._access.check(Scope.RUN, request.bearer_token)
+        return self._describe_statistics(None)
+
+    def _describe_statistics(self, name: str | None) -> Response:
+        found = collect_statistics(self._service, name)
+        stats = [describe_statistics(name, MODEL_VERSION, served) for name, served in found]
+        return json_response({"model_stats": stats})
+
     async def infer(self, request: Request) -> Response:
         """Run a model."""
         self._access.check(Scope.RUN, request.bearer_token)
         self._service.get(request.name)  # before the body is read for nothing
         header_length = _header_length(request)
         handle = RunHandle()
+        coding = choose_coding(request.headers.get(b"accept-encoding"))
 
         def encode(call: InferenceCall, record: ModelRecord, outputs: list[Tensor]) -> Answer:
             answer = build_answer(call, request.name, record, outputs)
-            return replace(answer, facts=gather_facts(call, record, outputs, body, answer))
+            facts = gather_facts(call, record, outputs, body, answer)
+            packed = compress(answer.parts, coding) if coding else None
+            if packed is None:
+                return replace(answer, facts=facts)
+            return replace(answer, facts=facts, parts=packed, coding=coding)
 
         with self._bodies.share() as share:
             body = await request.body(limit=self._limits.max_body_bytes, share=share)
@@ -133,11 +172,15 @@ class OpenInference:
                     size=len(body),
                     handle=handle,
                 )
-        headers = () if answer.facts is None else (await self._receipts.sign(answer.facts),)
+        headers: tuple[tuple[bytes, bytes], ...] = ()
+        if answer.facts is not None:
+            headers = (await self._receipts.sign(answer.facts),)
+        if answer.coding is not None:
+            headers += ((b"content-encoding", answer.coding),)
         if answer.header_length is None:
             return Response(200, answer.parts, headers=headers)
-        length = b"%d" % answer.header_length
-        return Response(200, answer.parts, _BINARY, headers=((_HEADER_LENGTH, length), *headers))
+        headers += ((_HEADER_LENGTH, b"%d" % answer.header_length),)
+        return Response(200, answer.parts, _BINARY, headers=headers)
 
 
 class Models:
@@ -161,6 +204,9 @@ class Models:
     async def put(self, request: Request) -> Response:
         """Receive a model."""
         self._access.check(Scope.MANAGE, request.bearer_token)
+        if request.coding != IDENTITY:
+            error = InvalidInput("expected a model without Content-Encoding")
+            return error_response(error, status=415)
         size = request.content_length
         if size is not None and size > self._limits.max_model_bytes:
             msg = f"expected a model of at most {self._limits.max_model_bytes} bytes, came {size}"

@@ -4,19 +4,24 @@ Always true: whatever the bytes, `parse_request` returns a call or raises `Inval
 elements of tensors are never copied, neither from the body nor to the response; numbers are
 read as JSON has them, so there is no NaN, and no error carries an element.
 
+Parameters that nobody here knows change nothing, as the protocol has it; those of extensions
+that would change the result, and that are not here (sequences, shared memory), are refused.
+
 Specification: Open Inference Protocol (KServe v2), "Inference Request JSON Object", and its
-"Binary Tensor Data Extension" with `Inference-Header-Content-Length`.
+"Binary Tensor Data Extension" with `Inference-Header-Content-Length`; its classification and
+schedule-policy extensions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from blindai.channel.statement import Kind
 from blindai.errors import InvalidInput
+from blindai.inference.scheduler import MAX_PRIORITY
 from blindai.inference.tensors import (
     DataType,
     Tensor,
@@ -26,6 +31,7 @@ from blindai.inference.tensors import (
     to_bytes,
     to_json_data,
 )
+from blindai.server.classification import classify, parse_class_count
 from blindai.server.receipts import (
     Facts,
     ReceiptWish,
@@ -35,14 +41,30 @@ from blindai.server.receipts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from blindai.inference.store import ModelRecord
 
-EXTENSIONS: Final = ("binary_tensor_data", "parameters")
+EXTENSIONS: Final = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
 MODEL_VERSION: Final = "1"
 _MAX_ID: Final = 1024
 _MICROSECONDS: Final = 1_000_000
+_MAX_PRIORITY: Final = 2**64 - 1
+
+
+class _NamedParameters(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def parameters(self) -> Mapping[str, Any]: ...
 
 
 class _InputTensor(msgspec.Struct):
@@ -81,6 +103,8 @@ class InferenceCall:
         binary_default: Whether outputs are to be binary where nothing else is said.
         binary: Output → whether it is to be binary.
         receipt: What the caller wants in a receipt; `None`: no receipt.
+        classes: Output → how many of its highest classes are wanted instead of it.
+        priority: Of the scheduler; see `blindai.inference.scheduler.Scheduler.submit`.
     """
 
     inputs: tuple[Tensor, ...]
@@ -90,6 +114,8 @@ class InferenceCall:
     binary_default: bool
     binary: dict[str, bool]
     receipt: ReceiptWish | None = None
+    classes: dict[str, int] = field(default_factory=dict)
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +126,13 @@ class Answer:
         parts: Its bytes, in order.
         header_length: Bytes of JSON at its beginning; `None`: it is all JSON.
         facts: What its receipt will state; `None`: it has none.
+        coding: That the parts together are in; `None`: they are as they were made.
     """
 
     parts: list[bytes | memoryview]
     header_length: int | None
     facts: Facts | None = None
+    coding: bytes | None = None
 
 
 def parse_request(body: bytes | memoryview, header_length: int | None) -> InferenceCall:
@@ -123,19 +151,91 @@ def parse_request(body: bytes | memoryview, header_length: int | None) -> Infere
         raise InvalidInput(msg)
     document = _decode(view if header_length is None else view[:header_length])
     binary = view[len(view) if header_length is None else header_length :]
-    return InferenceCall(
-        inputs=_inputs(document.inputs, binary),
-        outputs=tuple(output.name for output in document.outputs),
-        timeout=_timeout(document.parameters),
-        id=_id(document.id),
-        binary_default=_flag(document.parameters, "binary_data_output", default=False) is True,
-        binary={
-            output.name: flag
-            for output in document.outputs
-            if (flag := _flag(output.parameters, "binary_data", default=None)) is not None
-        },
-        receipt=parse_wish(document.parameters),
+    check_local([*document.inputs, *document.outputs])
+    return make_call(
+        _inputs(document.inputs, binary),
+        {output.name: output.parameters for output in document.outputs},
+        count=len(document.outputs),
+        parameters=document.parameters,
+        request_id=document.id,
     )
+
+
+def make_call(
+    inputs: tuple[Tensor, ...],
+    outputs: Mapping[str, Mapping[str, Any]],
+    *,
+    count: int,
+    parameters: Mapping[str, Any],
+    request_id: str | None,
+) -> InferenceCall:
+    """Return the call for a request, in whichever protocol it came.
+
+    Args:
+        inputs: Of the model.
+        outputs: That are wanted, each with its parameters; none: all.
+        count: How many outputs were named.
+        parameters: Of the request.
+        request_id: The caller's name for it.
+
+    Raises:
+        InvalidInput: A parameter that is not as the protocol has it.
+    """
+    if len(outputs) != count:
+        msg = "outputs: expected each name once"
+        raise InvalidInput(msg)
+    if parameters.get("sequence_id", 0) not in (0, ""):
+        msg = "parameters.sequence_id: sequences are not supported"
+        raise InvalidInput(msg)
+    return InferenceCall(
+        inputs=inputs,
+        outputs=tuple(outputs),
+        timeout=_timeout(parameters),
+        id=_id(request_id),
+        binary_default=_flag(parameters, "binary_data_output", default=False) is True,
+        binary={
+            name: flag
+            for name, wishes in outputs.items()
+            if (flag := _flag(wishes, "binary_data", default=None)) is not None
+        },
+        receipt=parse_wish(parameters),
+        classes={
+            name: classes
+            for name, wishes in outputs.items()
+            if (classes := parse_class_count(wishes.get("classification", 0)))
+        },
+        priority=parse_priority(parameters.get("priority", 0)),
+    )
+
+
+def check_local(tensors: Iterable[_NamedParameters]) -> None:
+    """Refuse tensors whose data is said to be elsewhere.
+
+    Raises:
+        InvalidInput: One in shared memory.
+    """
+    for tensor in tensors:
+        if "shared_memory_region" in tensor.parameters:
+            msg = f"{tensor.name[:100]}: shared memory is not supported, expected the data itself"
+            raise InvalidInput(msg)
+
+
+def parse_priority(value: object) -> int:
+    """Return the scheduler's priority for the protocol's.
+
+    The protocol's highest is 1, and 0 is the default. The default here is the highest too: a
+    caller can let others go first, by a second of waiting for each step, and overtake nobody.
+
+    Args:
+        value: Of the parameter `priority`.
+
+    Raises:
+        InvalidInput: No whole number of 64 bits from 0 up.
+    """
+    if type(value) is not int or not 0 <= value <= _MAX_PRIORITY:
+        msg = "parameters.priority: expected a whole number from 0 up"
+        raise InvalidInput(msg)
+    return -min(max(value - 1, 0), MAX_PRIORITY)
 
 
 def build_answer(
@@ -150,11 +250,14 @@ def build_answer(
         outputs: What it returned.
 
     Raises:
-        InvalidInput: An output that JSON cannot carry, asked for as JSON.
+        InvalidInput: An output that JSON cannot carry, asked for as JSON; or one that cannot be
+            classified.
     """
     described: list[dict[str, object]] = []
     parts: list[bytes | memoryview] = []
-    for tensor in outputs:
+    for output in outputs:
+        count = call.classes.get(output.name, 0)
+        tensor = classify(output, count) if count else output
         entry: dict[str, object] = {
             "name": tensor.name,
             "datatype": tensor.datatype,
@@ -233,7 +336,7 @@ def _inputs(entries: list[_InputTensor], binary: memoryview) -> tuple[Tensor, ..
     position = 0
     for entry in entries:
         name = entry.name
-        datatype = _datatype(entry)
+        datatype = parse_datatype(name, entry.datatype)
         size = entry.parameters.get("binary_data_size")
         if size is None:
             if entry.data is msgspec.UNSET:
@@ -257,17 +360,25 @@ def _inputs(entries: list[_InputTensor], binary: memoryview) -> tuple[Tensor, ..
     return tuple(tensors)
 
 
-def _datatype(entry: _InputTensor) -> DataType:
-    # The protocol's own spelling only: others are for people, not for peers.
+def parse_datatype(name: str, text: str) -> DataType:
+    """Return a tensor's datatype.
+
+    Args:
+        name: Of the tensor.
+        text: The protocol's own spelling; others are for people, not for peers.
+
+    Raises:
+        InvalidInput: No datatype of the protocol.
+    """
     try:
-        return DataType(entry.datatype)
+        return DataType(text)
     except ValueError:
         expected = ", ".join(DataType)
-        msg = f"{entry.name[:100]}: expected a datatype of {expected}, came another"
+        msg = f"{name[:100]}: expected a datatype of {expected}, came another"
         raise InvalidInput(msg) from None
 
 
-def _timeout(parameters: dict[str, Any]) -> float | None:
+def _timeout(parameters: Mapping[str, Any]) -> float | None:
     timeout = parameters.get("timeout")
     if timeout is None:
         return None
@@ -279,7 +390,7 @@ def _timeout(parameters: dict[str, Any]) -> float | None:
     return min(timeout, 10**15) / _MICROSECONDS if timeout else None
 
 
-def _flag(parameters: dict[str, Any], name: str, *, default: bool | None) -> bool | None:
+def _flag(parameters: Mapping[str, Any], name: str, *, default: bool | None) -> bool | None:
     flag = parameters.get(name, default)
     if flag is not default and type(flag) is not bool:
         msg = f"parameters.{name}: expected true or false"

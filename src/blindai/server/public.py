@@ -16,6 +16,7 @@ from blindai.attestation.wire import MEDIA_TYPE
 from blindai.errors import InvalidInput, Overloaded
 from blindai.server.app import App, Response, Routes, error_response, json_response
 from blindai.server.open_inference import EXTENSIONS
+from blindai.server.openapi import with_document
 from blindai.server.service import State
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def public_app(service: Service, desk: EvidenceDesk) -> App:
         return Response(200, (body,), b"text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
     routes = {**shared_routes(service, desk), b"/": {"GET": page}}
-    return App(service, always=routes, ready={})
+    return App(service, always=with_document(routes), ready={})
 
 
 def status_page(identity: Identity, state: State) -> str:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from blindai.errors import ConnectionFailed, InvalidInput, LimitExceeded, Overloaded
+from blindai.server.encoding import IDENTITY, inflate
 from blindai.server.protocol import ABORT
 
 if TYPE_CHECKING:
@@ -95,6 +96,11 @@ class Request:
         return int(self.headers.get(b"content-length", b"0"))
 
     @property
+    def coding(self) -> bytes:
+        """What the body is encoded with; see `blindai.server.encoding.CODINGS`."""
+        return self.headers.get(b"content-encoding", IDENTITY).lower()
+
+    @property
     def bearer_token(self) -> bytes | None:
         """The token in the Authorization header."""
         scheme, _, token = self.headers.get(b"authorization", b"").partition(b" ")
@@ -123,7 +129,7 @@ class Request:
         return parameters
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes.
+        """Yield the body as it comes, in its coding.
 
         Raises:
             ConnectionFailed: The client went away before its end.
@@ -133,17 +139,24 @@ class Request:
                 yield chunk
 
     async def body(self, *, limit: int, share: Share) -> bytes | memoryview:
-        """Return the body.
+        """Return the body, without its coding.
 
         Args:
-            limit: In bytes.
+            limit: In bytes; of the body as it comes, and of what it is without its coding.
             share: Counts what is held.
 
         Raises:
             ConnectionFailed: The client went away before its end.
+            InvalidInput: Not in the coding that it was announced in.
             LimitExceeded: Larger than `limit`; at once where the client announced it.
             Overloaded: No room for it now.
         """
+        body = await self._read(limit, share)
+        if b"content-encoding" not in self.headers or self.coding == IDENTITY:
+            return body
+        return await inflate(body, self.coding, limit=limit, share=share)
+
+    async def _read(self, limit: int, share: Share) -> bytes | memoryview:
         length = self.content_length
         if length is not None and length > limit:
             raise _too_large(limit)

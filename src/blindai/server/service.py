@@ -53,6 +53,11 @@ class Call(Protocol):
         """Seconds after which the caller no longer cares."""
         ...
 
+    @property
+    def priority(self) -> int:
+        """Of the scheduler; 0 is the usual one."""
+        ...
+
 
 CallT = TypeVar("CallT", bound=Call)
 AnswerT = TypeVar("AnswerT")
@@ -174,6 +179,7 @@ class Service:
             call.inputs,
             call.outputs,
             deadline=began + (longest if call.timeout is None else min(call.timeout, longest)),
+            priority=call.priority,
             handle=handle,
             finish=partial(encode, call, model.record),
         )
