@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from blindai.errors import ConfigurationError, DeadlineExceeded, InferenceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from blindai.inference.tensors import Tensor, TensorSpec
@@ -229,36 +229,50 @@ class DeadlineWatch:
 _WATCH: Final = DeadlineWatch()
 
 
-@contextmanager
 def stoppable(
     stop: Callable[[], None], *, deadline: float | None, handle: RunHandle | None
-) -> Iterator[RunHandle | None]:
+) -> AbstractContextManager[RunHandle | None]:
     """Let a deadline and a handle stop the run inside the `with` block; for engines.
+
+    The block's value is the handle that says whether the run was stopped; `None` if nothing
+    can stop it.
 
     Args:
         stop: Makes the run end soon. Called at most once, from another thread.
         deadline: When to stop, in seconds of `time.monotonic()`.
         handle: Who else may stop it.
 
-    Yields:
-        The handle that says whether the run was stopped; `None` if nothing can stop it.
-
     Raises:
-        DeadlineExceeded: The deadline had passed already.
-        InferenceError: The handle was terminated already.
+        DeadlineExceeded: On entering: the deadline had passed already.
+        InferenceError: On entering: the handle was terminated already.
     """
     if handle is None and deadline is None:
-        yield None
-        return
-    handle = handle or RunHandle()
-    if deadline is not None and deadline <= time.monotonic():
-        handle.terminate(expired=True)
-    handle.attach(stop)
-    if deadline is not None:
-        _WATCH.add(handle, deadline)
-    try:
-        yield handle
-    finally:
-        if deadline is not None:
-            _WATCH.remove(handle)
-        handle.detach()
+        return _UNSTOPPABLE
+    return _Stoppable(stop, deadline, handle or RunHandle())
+
+
+class _Stoppable:
+    """The block of `stoppable`. No generator: that would cost as much as a tiny model."""
+
+    __slots__ = ("_deadline", "_handle", "_stop")
+
+    def __init__(self, stop: Callable[[], None], deadline: float | None, handle: RunHandle) -> None:
+        self._stop = stop
+        self._deadline = deadline
+        self._handle = handle
+
+    def __enter__(self) -> RunHandle:
+        if self._deadline is not None and self._deadline <= time.monotonic():
+            self._handle.terminate(expired=True)
+        self._handle.attach(self._stop)
+        if self._deadline is not None:
+            _WATCH.add(self._handle, self._deadline)
+        return self._handle
+
+    def __exit__(self, *_: object) -> None:
+        if self._deadline is not None:
+            _WATCH.remove(self._handle)
+        self._handle.detach()
+
+
+_UNSTOPPABLE: Final[AbstractContextManager[None]] = nullcontext()
