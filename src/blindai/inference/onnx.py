@@ -13,6 +13,7 @@ import ctypes
 import math
 import os
 import re
+import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SILENT: Final = 4
+# For which a run may leave its memory to the next one.
+_SECONDS_UNSHRUNK: Final = 1.0
 ort.set_default_logger_severity(_SILENT)
 
 _DATATYPES: Final[Mapping[str, DataType]] = MappingProxyType(
@@ -170,7 +173,15 @@ class OnnxEngine:
 class OnnxModel:
     """A model in an onnxruntime session. Made by `OnnxEngine.load`."""
 
-    __slots__ = ("__weakref__", "_fits", "_inputs", "_outputs", "_session", "_shrink_above")
+    __slots__ = (
+        "__weakref__",
+        "_fits",
+        "_inputs",
+        "_outputs",
+        "_session",
+        "_shrink_above",
+        "_shrunk_at",
+    )
 
     def __init__(
         self,
@@ -180,6 +191,7 @@ class OnnxModel:
     ) -> None:
         self._session: ort.InferenceSession | None = session
         self._shrink_above = options.shrink_above
+        self._shrunk_at = 0.0
         self._fits: list[tuple[str, DataType, tuple[int, ...]]] = []
         self._inputs = tuple(_spec(node, "input", shapes) for node in session.get_inputs())
         self._outputs = tuple(_spec(node, "output", shapes) for node in session.get_outputs())
@@ -223,7 +235,7 @@ class OnnxModel:
         wanted = self._wanted(outputs)
         options = ort.RunOptions()
         options.log_severity_level = _SILENT
-        if sum(tensor.array.nbytes for tensor in inputs) >= self._shrink_above:
+        if self._should_shrink(inputs):
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
         def stop() -> None:
@@ -239,6 +251,18 @@ class OnnxModel:
     def close(self) -> None:
         """Refuse further runs; those under way end as usual, then memory is freed."""
         self._session = None
+
+    def _should_shrink(self, inputs: Sequence[Tensor]) -> bool:
+        # Small inputs may need much memory too: a few tokens, or a loop. So every so often a run
+        # gives back what earlier ones left, whatever its size.
+        now = time.monotonic()
+        if (
+            sum(tensor.array.nbytes for tensor in inputs) < self._shrink_above
+            and now - self._shrunk_at < _SECONDS_UNSHRUNK
+        ):
+            return False
+        self._shrunk_at = now
+        return True
 
     def _wanted(self, names: Sequence[str] | None) -> Sequence[TensorSpec]:
         if not names:
