@@ -102,7 +102,10 @@ class ShapeCosts:
 
     def batches(self, lanes: int) -> CostModel:
         """Return what a batch costs while so many runs go side by side."""
-        return self._by_lanes.setdefault(lanes, CostModel())
+        found = self._by_lanes.get(lanes)
+        if found is None:
+            found = self._by_lanes[lanes] = CostModel()
+        return found
 
 
 @dataclass(slots=True, eq=False)

@@ -37,10 +37,6 @@ class Tally:
     count: int = 0
     ns: int = 0
 
-    def plus(self, ns: int, count: int = 1) -> Tally:
-        """Return the tally with further events."""
-        return Tally(self.count + count, self.ns + ns)
-
 
 @dataclass(frozen=True, slots=True)
 class BatchStatistics:
@@ -57,7 +53,7 @@ class BatchStatistics:
     compute_output: Tally = Tally()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunTimes:
     """How long the parts of one run took, in nanoseconds; see `BatchStatistics`."""
 
@@ -96,17 +92,50 @@ class ServedStatistics:
     batch_stats: Mapping[int, BatchStatistics]
 
 
+class _RunSums:
+    """What `BatchStatistics` is made of. Plain numbers: this is in the way of every request."""
+
+    __slots__ = ("infer", "input", "output", "runs")
+
+    def __init__(self) -> None:
+        self.runs = self.input = self.infer = self.output = 0
+
+    def add(self, times: RunTimes, count: int) -> None:
+        self.runs += count
+        self.input += count * times.compute_input
+        self.infer += count * times.compute_infer
+        self.output += count * times.compute_output
+
+    def statistics(self) -> BatchStatistics:
+        return BatchStatistics(
+            Tally(self.runs, self.input),
+            Tally(self.runs, self.infer),
+            Tally(self.runs, self.output),
+        )
+
+
 class Served:
     """Counts for one model; safe to use from any thread. Calls nothing while it is locked."""
 
-    __slots__ = ("_batches", "_last", "_lock", "_rows", "_runs", "_tallies")
+    __slots__ = (
+        "_batches",
+        "_fail_ns",
+        "_failures",
+        "_last",
+        "_lock",
+        "_queue_ns",
+        "_requests",
+        "_rows",
+        "_success_ns",
+    )
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last = self._rows = self._runs = 0
-        names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-        self._tallies = dict.fromkeys(names, Tally())
-        self._batches: dict[int, BatchStatistics] = {}
+        self._last = self._rows = 0
+        self._success_ns = self._queue_ns = 0
+        self._failures = self._fail_ns = 0
+        self._requests = _RunSums()
+        self._batches: dict[int, _RunSums] = {}
 
     def add_run(
         self, batch_rows: int, succeeded: Sequence[Request], *, began: float, times: RunTimes
@@ -120,41 +149,47 @@ class Served:
             times: Of the run's parts.
         """
         now = time.monotonic()
-        success = sum(_ns(now - request.arrived) for request in succeeded)
-        queue = sum(_ns(began - request.arrived) for request in succeeded)
+        last = time.time_ns() // _NS_PER_MS
         size = batch_rows if batch_rows <= _EXACT_SIZES else 1 << (batch_rows - 1).bit_length()
-        count = len(succeeded)
-        parts = {name: getattr(times, name) for name in RunTimes.__slots__}
         with self._lock:
-            self._last = time.time_ns() // _NS_PER_MS
-            self._rows += sum(request.rows for request in succeeded)
-            self._runs += 1
-            before = self._batches.get(size) or BatchStatistics()
-            self._batches[size] = BatchStatistics(
-                **{name: getattr(before, name).plus(ns) for name, ns in parts.items()}
-            )
-            added = {"success": success, "queue": queue}
-            added |= {name: ns * count for name, ns in parts.items()}
-            for name, ns in added.items():
-                self._tallies[name] = self._tallies[name].plus(ns, count)
+            self._last = last
+            for request in succeeded:
+                self._rows += request.rows
+                self._success_ns += _ns(now - request.arrived)
+                self._queue_ns += _ns(began - request.arrived)
+            self._requests.add(times, len(succeeded))
+            sums = self._batches.get(size)
+            if sums is None:
+                sums = self._batches[size] = _RunSums()
+            sums.add(times, 1)
 
     def add_failure(self, request: Request) -> None:
         """Count a request that gets an error now."""
         ns = _ns(time.monotonic() - request.arrived)
         with self._lock:
-            self._tallies["fail"] = self._tallies["fail"].plus(ns)
+            self._failures += 1
+            self._fail_ns += ns
 
     def statistics(self) -> ServedStatistics:
         """Return the counts, as of now."""
         with self._lock:
+            requests = self._requests.statistics()
+            count = requests.compute_infer.count
             return ServedStatistics(
                 last_inference=self._last,
                 inference_count=self._rows,
-                execution_count=self._runs,
-                batch_stats=dict(sorted(self._batches.items())),
-                **self._tallies,
+                execution_count=sum(sums.runs for sums in self._batches.values()),
+                success=Tally(count, self._success_ns),
+                fail=Tally(self._failures, self._fail_ns),
+                queue=Tally(count, self._queue_ns),
+                compute_input=requests.compute_input,
+                compute_infer=requests.compute_infer,
+                compute_output=requests.compute_output,
+                batch_stats={
+                    size: sums.statistics() for size, sums in sorted(self._batches.items())
+                },
             )
 
 
 def _ns(seconds: float) -> int:
-    return max(0, round(seconds * _NS))
+    return int(seconds * _NS)
