@@ -4,11 +4,12 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+CLIENTS := .venv-clients
 LOCKS  := client server dev
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help hardware demo test lint format docs conformance bench bench-quick lock vm vm-lock vm-test clean
+.PHONY: help hardware demo test lint format docs conformance clients bench bench-quick lock vm vm-lock vm-test clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | sort | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +45,19 @@ $(VENV)/.hardware: requirements/hardware.txt $(VENV)/.dev
 	fi
 	@touch $@
 
+# A venv of their own: these clients ask for other versions than we do.
+$(CLIENTS)/.done: requirements/clients.txt $(VENV)/.dev
+	@if command -v uv >/dev/null 2>&1; then \
+	  test -x $(CLIENTS)/bin/python || uv venv --quiet --python $(BIN)/python $(CLIENTS); \
+	  uv pip install --quiet --python $(CLIENTS)/bin/python --require-hashes -r requirements/clients.txt; \
+	else \
+	  test -x $(CLIENTS)/bin/pip || $(BIN)/python -m venv $(CLIENTS); \
+	  $(CLIENTS)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/clients.txt; \
+	fi
+	@touch $@
+
+clients: $(CLIENTS)/.done ## Install what the tests with KServe's client need
+
 hardware: $(VENV)/.hardware ## Install what the tests of the TPM and of configfs-tsm need
 
 demo: $(VENV)/.demo ## Serve, verify and use a real model, in simulation
@@ -77,12 +91,14 @@ bench-quick: $(VENV)/.demo ## A few of the same without peers; writes nothing
 
 lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without index addresses
 	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
-	@$(COMPILE) pyproject.toml -o requirements/client.txt
-	@$(COMPILE) pyproject.toml --extra server -o requirements/server.txt
 	@$(COMPILE) pyproject.toml --extra server --group dev -o requirements/dev.txt
+	@$(COMPILE) -c requirements/dev.txt pyproject.toml -o requirements/client.txt
+	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server -o requirements/server.txt
 	@$(COMPILE) --group pyproject.toml:hardware -o requirements/hardware.txt
 	@$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
-	@$(COMPILE) pyproject.toml --extra server --extra tpm -o requirements/vm.txt
+	@$(COMPILE) requirements/build.in -o requirements/build.txt
+	@$(COMPILE) requirements/clients.in -o requirements/clients.txt
+	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server --extra tpm -o requirements/vm.txt
 	@$(COMPILE) requirements/vm-build.in -o requirements/vm-build.txt
 
 # As root, on Debian 12; deploy/vm/README.md names the packages that are needed.
@@ -98,4 +114,4 @@ vm-test: $(VENV)/.hardware ## Build the image twice, boot it, verify it, tamper 
 	@BLINDAI_VM_TEST=1 $(BIN)/python -m pytest -q tests/vm $(ARGS)
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
