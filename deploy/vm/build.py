@@ -216,6 +216,8 @@ def install(target: Path, source: Path, work: Path, cache: Path) -> None:
             path.unlink()
     for name in ("bin", "include", "share"):
         shutil.rmtree(target / name, ignore_errors=True)
+    for path in sorted(target.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # modules are no programs
     # Half of the files of these packages are test data.
     for name in ("onnx/backend/test", "onnx/test", "onnxruntime/datasets", "onnxruntime/tools"):
         shutil.rmtree(target / name, ignore_errors=True)
