@@ -13,6 +13,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
+from blindai.client.aio_many import run_in_order
 from blindai.client.aio_transport import AsyncTransport
 from blindai.client.calls import Call, Calls
 from blindai.client.client import (
@@ -21,7 +22,7 @@ from blindai.client.client import (
     MAX_RESPONSE_BYTES,
     SIMULATION_WARNING,
 )
-from blindai.client.many import DEFAULT_CONNECTIONS, arun_in_order, check_connections
+from blindai.client.many import DEFAULT_CONNECTIONS, check_connections
 from blindai.client.progress import Progress, watch
 from blindai.client.receipts import request_receipt
 from blindai.client.session import Channel, Session, resolve_policy
@@ -205,7 +206,7 @@ class AsyncClient:
     ) -> AsyncGenerator[Any]:
         """Run a model on many inputs; see `Client.run_many` for arguments and errors."""
         check_connections(connections)
-        found: AsyncGenerator[Any] = arun_in_order(
+        found: AsyncGenerator[Any] = run_in_order(
             lambda item: self.run_model(
                 name, item, outputs=outputs, timeout=timeout, receipt=receipt
             ),

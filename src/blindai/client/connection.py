@@ -149,7 +149,10 @@ class Connection:
     def _write(self, data: bytes | memoryview, deadline: Deadline) -> None:
         if len(data) <= _WRITE_BYTES:
             self.sock.settimeout(deadline.left())
-            self.sock.sendall(data)
+            sent = self.sock.send(data) if data else 0
+            # Most requests are sent at once, and `sendall` costs a moment.
+            if sent < len(data):
+                self.sock.sendall(memoryview(data)[sent:])
             return
         for piece in slices([data], _WRITE_BYTES):
             self.sock.settimeout(deadline.left())

@@ -12,12 +12,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from blindai.errors import ConnectionFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MAX_HEAD_BYTES: Final = 32 << 10
 MAX_CHUNK_LINE_BYTES: Final = 256
@@ -29,6 +30,7 @@ _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 _ONCE: Final = frozenset(
     {"content-length", "transfer-encoding", "content-type", "inference-header-content-length"}
 )
+_MAX_KNOWN: Final = 512
 _BODILESS: Final = frozenset({204, 304})
 
 
@@ -52,7 +54,7 @@ class Head:
         return self.status < 200  # noqa: PLR2004
 
 
-def parse_head(data: bytes | bytearray) -> Head:
+def parse_head(data: bytes) -> Head:
     """Read everything up to, and without, the empty line.
 
     Args:
@@ -61,6 +63,10 @@ def parse_head(data: bytes | bytearray) -> Head:
     Raises:
         ConnectionFailed: If it is no head of an HTTP/1 answer.
     """
+    return _known_head(data) if len(data) <= _MAX_KNOWN else _parse_head(data)
+
+
+def _parse_head(data: bytes) -> Head:
     text = data.decode("latin-1")
     lines = text.split("\r\n")
     status = _STATUS.fullmatch(lines[0])
@@ -71,27 +77,34 @@ def parse_head(data: bytes | bytearray) -> Head:
     if text.count("\n") != ends or text.count("\r") != ends or "\0" in text:
         msg = "expected header lines that end in CRLF, came a lone CR, LF or NUL"
         raise ConnectionFailed(msg)
-    headers: dict[str, str] = {}
-    for line in lines[1:]:
-        name, colon, value = line.partition(":")
-        name, value = _field_name(name if colon else ""), value.strip(" \t")
-        if name in headers:
-            if name in _ONCE:
-                msg = f"the HTTP answer says {name} twice"
-                raise ConnectionFailed(msg)
-            value = f"{headers[name]}, {value}"
-        headers[name] = value
+    fields = [_field(line) for line in lines[1:]]
+    headers = dict(fields)
+    if len(headers) < len(fields):
+        headers = _join_repeated(fields)
     closing = status[1] == "0" or "close" in headers.get("connection", "").lower()
-    return Head(int(status[2]), headers, keep_alive=not closing)
+    return Head(int(status[2]), MappingProxyType(headers), keep_alive=not closing)
 
 
-# A server sends the same names with each answer.
-@lru_cache(maxsize=64)
-def _field_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+# Within one second a server sends the same head with each answer of a size.
+_known_head = lru_cache(maxsize=32)(_parse_head)
+
+
+def _join_repeated(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in fields:
+        if name in headers and name in _ONCE:
+            msg = f"the HTTP answer says {name} twice"
+            raise ConnectionFailed(msg)
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _field(line: str) -> tuple[str, str]:
+    name, colon, value = line.partition(":")
+    if not colon or not _NAME.fullmatch(name):
         msg = "expected header lines as name: value in the HTTP answer, came another line"
         raise ConnectionFailed(msg)
-    return name.lower()
+    return name.lower(), value.strip(" \t")
 
 
 def body_length(head: Head) -> int | None:

@@ -51,7 +51,10 @@ class Incoming:
 
     def head(self) -> Reading[Head]:
         """Read one head, be it final or interim."""
-        return parse_head((yield from self._until(b"\r\n\r\n", MAX_HEAD_BYTES)))
+        while (data := self._take_until(b"\r\n\r\n", MAX_HEAD_BYTES)) is None:
+            count = yield self._room()  # which moves the end
+            self._end += count
+        return parse_head(data)
 
     def answer(
         self,
@@ -71,8 +74,16 @@ class Incoming:
             ConnectionFailed: If what comes is no answer.
             LimitExceeded: If it is larger than `limit`.
         """
-        if head is None:
-            head = yield from self._final_head(on_interim)
+        interim = 0
+        while head is None:
+            head = yield from self.head()
+            if head.interim:
+                head, interim = None, interim + 1
+                if interim == _MAX_INTERIM:
+                    msg = f"the server sent {_MAX_INTERIM} interim answers and no final one"
+                    raise ConnectionFailed(msg)
+                if on_interim is not None:
+                    on_interim()
         length = body_length(head)
         if length is None:
             body = yield from self._chunks(head, limit)
@@ -80,59 +91,63 @@ class Incoming:
             raise LimitExceeded(too_large(limit))
         else:
             body = receive_buffer(head, length)
-            yield from self._into(body)
+            done = self._take_into(body)
+            while done < length:
+                done += yield body[done:]
         return Response(head.status, head.headers, body), head.keep_alive
 
-    def _final_head(self, on_interim: Callable[[], None] | None) -> Reading[Head]:
-        for _ in range(_MAX_INTERIM):
-            head = yield from self.head()
-            if not head.interim:
-                return head
-            if on_interim is not None:
-                on_interim()
-        msg = f"the server sent {_MAX_INTERIM} interim answers and no final one"
-        raise ConnectionFailed(msg)
+    def _take_until(self, mark: bytes, limit: int) -> bytes | None:
+        """Take everything before `mark` out, and the mark with it; `None`: more has to come."""
+        found = self._buffer.find(mark, self._start, self._end)
+        if found >= 0:
+            taken = bytes(self._view[self._start : found])
+            self._start = found + len(mark)
+            return taken
+        if self._end - self._start > limit:
+            msg = f"expected at most {limit} bytes of HTTP header lines, came more"
+            raise ConnectionFailed(msg)
+        return None
 
-    def _until(self, mark: bytes, limit: int) -> Reading[bytes]:
-        """Take everything before `mark` out of the buffer, and the mark with it."""
-        while True:
-            found = self._buffer.find(mark, self._start, self._end)
-            if found >= 0:
-                taken = bytes(self._view[self._start : found])
-                self._start = found + len(mark)
-                return taken
-            if self._end - self._start > limit:
-                msg = f"expected at most {limit} bytes of HTTP header lines, came more"
-                raise ConnectionFailed(msg)
-            if self._start:
-                self._view[: self._end - self._start] = self._buffer[self._start : self._end]
-                self._end -= self._start
-                self._start = 0
-            self._end += yield self._view[self._end :]
+    def _room(self) -> memoryview:
+        """Return where more bytes can go."""
+        if self._start:
+            self._view[: self._end - self._start] = self._buffer[self._start : self._end]
+            self._end -= self._start
+            self._start = 0
+        return self._view[self._end :]
 
-    def _into(self, memory: memoryview) -> Reading[None]:
-        done = min(len(memory), self._end - self._start)
-        memory[:done] = self._view[self._start : self._start + done]
-        self._start += done
-        while done < len(memory):
-            done += yield memory[done:]
+    def _take_into(self, memory: memoryview) -> int:
+        """Move what is there of a body into its memory, and return how much that was."""
+        count = min(len(memory), self._end - self._start)
+        memory[:count] = self._view[self._start : self._start + count]
+        self._start += count
+        return count
+
+    def _line(self, limit: int) -> Reading[bytes]:
+        while (line := self._take_until(b"\r\n", limit)) is None:
+            count = yield self._room()  # which moves the end
+            self._end += count
+        return line
 
     def _chunks(self, head: Head, limit: int) -> Reading[memoryview]:
         parts: list[memoryview] = []
         total = 0
         while True:
-            size = parse_chunk_size((yield from self._until(b"\r\n", MAX_CHUNK_LINE_BYTES)))
+            size = parse_chunk_size((yield from self._line(MAX_CHUNK_LINE_BYTES)))
             total += size
             if total > limit:
                 raise LimitExceeded(too_large(limit))
             if not size:
                 break
-            parts.append(memoryview(bytearray(size)))
-            yield from self._into(parts[-1])
-            if (yield from self._until(b"\r\n", 0)):
+            part = memoryview(bytearray(size))
+            done = self._take_into(part)
+            while done < size:
+                done += yield part[done:]
+            parts.append(part)
+            if (yield from self._line(0)):
                 msg = "a chunk of the HTTP answer is longer than it says"
                 raise ConnectionFailed(msg)
-        while (yield from self._until(b"\r\n", MAX_HEAD_BYTES)):
+        while (yield from self._line(MAX_HEAD_BYTES)):
             pass  # trailers: nothing here needs one
         body = receive_buffer(head, total)
         position = 0
@@ -156,7 +171,7 @@ def tunnel_answer(target: Address) -> Reading[None]:
             raise ConnectionFailed(msg)
         yield byte
         raw += byte
-    status = parse_head(raw[:-4]).status
+    status = parse_head(bytes(raw[:-4])).status
     if status != 200:  # noqa: PLR2004
         msg = f"the proxy refused CONNECT {target} with HTTP status {status}"
         raise ConnectionFailed(msg)

@@ -7,14 +7,13 @@ nor a slow reader fills the memory. Nothing runs on after the iteration ends, ho
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from blindai.errors import BlindAIError, ConfigurationError, ConnectionFailed, InferenceError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable
     from concurrent.futures import Future
 
     from blindai.client.results import Result
@@ -60,7 +59,7 @@ def run_in_order(
         try:
             return future.result()
         except BlindAIError as error:
-            return _of_item(index, error, return_exceptions=return_exceptions)
+            return of_item(index, error, return_exceptions=return_exceptions)
 
     pool = ThreadPoolExecutor(connections, "blindai-run")
     try:
@@ -74,48 +73,8 @@ def run_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-async def arun_in_order(
-    run: Callable[[object], Coroutine[object, object, Result]],
-    inputs: Iterable[object],
-    connections: int,
-    *,
-    return_exceptions: bool,
-) -> AsyncGenerator[Outcome]:
-    """Yield what `run` makes of each of the inputs, run in tasks, `connections` at a time."""
-    slots = asyncio.Semaphore(connections)
-    waiting: deque[tuple[int, asyncio.Task[Result]]] = deque()
-
-    async def one(item: object) -> Result:
-        async with slots:
-            return await run(item)
-
-    async def first() -> Outcome:
-        index, task = waiting[0]
-        try:
-            return await task
-        except BlindAIError as error:
-            return _of_item(index, error, return_exceptions=return_exceptions)
-        finally:
-            # Only now: if this is cancelled, the task has to be found below.
-            if task.done():
-                waiting.popleft()
-
-    try:
-        for index, item in enumerate(inputs):
-            waiting.append((index, asyncio.create_task(one(item))))
-            while waiting and (len(waiting) >= AHEAD * connections or waiting[0][1].done()):
-                yield await first()
-        while waiting:
-            yield await first()
-    finally:
-        left = [task for _, task in waiting]
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-
-
-def _of_item(index: int, error: BlindAIError, *, return_exceptions: bool) -> BlindAIError:
-    """Say which of the inputs an error is of; return it if it may be returned, or raise it."""
+def of_item(index: int, error: BlindAIError, *, return_exceptions: bool) -> BlindAIError:
+    """Say of which run an error is, and return it where that is wanted; otherwise raise it."""
     error.add_note(f"in run {index} of run_many, counted from 0")
     if return_exceptions and isinstance(error, _OF_ONE_RUN):
         return error

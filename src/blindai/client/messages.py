@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -156,27 +157,17 @@ def infer_request(
 ) -> Request:
     """Return the request to run a model, all tensors in the binary form, both ways."""
     data = [to_bytes(tensor) for tensor in tensors]
-    wishes: dict[str, object] = {"binary_data_output": True, **(parameters or {})}
-    if timeout is not None:
-        wishes["timeout"] = max(1, round(timeout * 1e6))
-    header: dict[str, object] = {
-        "inputs": [
-            {
-                "name": tensor.name,
-                "shape": tensor.shape,
-                "datatype": tensor.datatype.value,
-                "parameters": {"binary_data_size": len(part)},
-            }
+    described = tuple(
+        [
+            (tensor.name, tensor.shape, tensor.datatype.value, len(part))
             for tensor, part in zip(tensors, data, strict=True)
-        ],
-        "parameters": wishes,
-    }
-    if outputs is not None:
-        header["outputs"] = [
-            {"name": output, "parameters": {"binary_data": True}} for output in outputs
         ]
-    encoded = msgspec.json.encode(header)
-    encoded += b" " * (-len(encoded) % _ALIGNMENT)
+    )
+    chosen = None if outputs is None else tuple(outputs)
+    if parameters:
+        encoded = _encode_header(described, chosen, timeout, parameters)
+    else:
+        encoded = _known_header(described, chosen, timeout)
     return Request(
         "POST",
         f"/v2/models/{check_name(name)}/infer",
@@ -189,6 +180,46 @@ def infer_request(
         # The server stops at its deadline and says so; this waits for it to say so.
         timeout=None if timeout is None else timeout + 2.0,
     )
+
+
+def _encode_header(
+    described: tuple[tuple[str, tuple[int, ...], str, int], ...],
+    outputs: tuple[str, ...] | None,
+    timeout: float | None,
+    parameters: Mapping[str, object],
+) -> bytes:
+    """Return the JSON that precedes the data of tensors, padded so that the data aligns."""
+    wishes: dict[str, object] = {"binary_data_output": True, **parameters}
+    if timeout is not None:
+        wishes["timeout"] = max(1, round(timeout * 1e6))
+    header: dict[str, object] = {
+        "inputs": [
+            {
+                "name": name,
+                "shape": shape,
+                "datatype": datatype,
+                "parameters": {"binary_data_size": size},
+            }
+            for name, shape, datatype, size in described
+        ],
+        "parameters": wishes,
+    }
+    if outputs is not None:
+        header["outputs"] = [
+            {"name": output, "parameters": {"binary_data": True}} for output in outputs
+        ]
+    encoded = msgspec.json.encode(header)
+    return encoded + b" " * (-len(encoded) % _ALIGNMENT)
+
+
+# Who runs a model often does so with the same names and shapes.
+@lru_cache(maxsize=128)
+def _known_header(
+    described: tuple[tuple[str, tuple[int, ...], str, int], ...],
+    outputs: tuple[str, ...] | None,
+    timeout: float | None,
+) -> bytes:
+    return _encode_header(described, outputs, timeout, {})
 
 
 def slices(parts: Sequence[bytes | memoryview], size: int) -> Iterator[memoryview]:

@@ -50,6 +50,9 @@ class DataType(StrEnum):
     INT2 = "INT2"
     UINT2 = "UINT2"
 
+    # Enum's own is a function of Python, and types are looked up with every tensor.
+    __hash__ = str.__hash__
+
     @classmethod
     def parse(cls, spelling: str) -> DataType:
         """Return the type that a person or a protocol means.
@@ -76,6 +79,9 @@ class DataType(StrEnum):
             InvalidInput: The protocol has no such type (complex numbers, dates, records).
         """
         dtype = np.dtype(dtype)
+        known = _BY_DTYPE.get(dtype)
+        if known is not None:
+            return known
         if dtype.kind in "OSU":
             return cls.BYTES
         found = _BY_NUMPY_NAME.get(dtype.name)
@@ -178,6 +184,11 @@ _EXTENDED: Final = frozenset(
 
 _BY_NUMPY_NAME: Final[Mapping[str, DataType]] = MappingProxyType(
     {dtype.name: datatype for datatype, dtype in _NUMPY.items() if datatype is not DataType.BYTES}
+)
+
+# A dtype makes up its name anew each time that it is asked.
+_BY_DTYPE: Final[Mapping[np.dtype[Any], DataType]] = MappingProxyType(
+    {dtype: datatype for datatype, dtype in _NUMPY.items()}
 )
 
 
