@@ -17,6 +17,8 @@ LARGE = bytes(range(256)) * (2 * MIB // 256) + b"and some more"
 class Counter:
     """A rollback counter in memory."""
 
+    is_new = False
+
     def __init__(self, value=0):
         self.value = value
 

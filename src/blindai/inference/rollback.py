@@ -28,8 +28,13 @@ NO_COUNTER: Final = (
 class RollbackCounter(Protocol):
     """Counts up, never down, where the owner of the disk cannot reach: for one vault alone."""
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it was made just now, so that its value means nothing yet."""
+        ...
+
     def read(self) -> int:
-        """Return how often it was advanced; 0: never."""
+        """Return its value; 0: it was never advanced."""
         ...
 
     def advance(self) -> int:
@@ -54,11 +59,13 @@ def check_epoch(registry: Registry | None, counter: RollbackCounter | None) -> N
             raise SealedDataError(msg)
         return
     value = counter.read()
+    if registry is None and counter.is_new:
+        return
     # What has no epoch was written before there was a counter, so only before its first use.
     found = 0 if epoch is None else epoch
     if found < value:
         what = "there is no registry" if registry is None else f"the registry says {found}"
-        msg = f"they were rolled back: the counter stands at {value}, {what}"
+        msg = f"they were rolled back or removed: the counter stands at {value}, {what}"
         raise SealedDataError(msg)
     if found > value + 1:
         msg = f"the rollback counter was reset: the registry says {found}, it stands at {value}"
