@@ -9,7 +9,7 @@ LOCKS  := client server dev
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help hardware demo test lint format docs conformance clients bench bench-quick lock vm vm-lock vm-test clean
+.PHONY: help hardware demo test lint format docs conformance clients bench bench-quick proto lock vm vm-lock vm-test clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | sort | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -88,6 +88,10 @@ bench: $(VENV)/.demo ## Measure against the raw session and every peer; writes d
 
 bench-quick: $(VENV)/.demo ## A few of the same without peers; writes nothing
 	@$(BIN)/python benchmarks/compare.py --quick
+
+proto: $(VENV)/.dev ## Write the protobuf descriptors of the gRPC services again
+	@cd src/blindai/server/grpc/proto && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. \
+	  --descriptor_set_out=descriptors.binpb *.proto
 
 lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without index addresses
 	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv

@@ -145,7 +145,7 @@ def ours(path, inputs, stack, *, name="blindai", serve=(), **upload):
 def blindai_server(options=()):
     """Yield process, address and token of `blindai serve`, which is ended afterwards."""
     command = [sys.executable, "-m", "blindai", "serve", "--platform", "simulation", "--json"]
-    command += ["--port", "0", "--public-port", "0", *options]
+    command += ["--port", "0", "--public-port", "0", "--grpc-port", "0", *options]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

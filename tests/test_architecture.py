@@ -28,6 +28,7 @@ UNPACKING = {
     "attestation/reader.py": "the one place for bytes from strangers",
     "inference/arrays.py": "tensors, a gigabyte of them",
     "attesters/nitro.py": "what the kernel wrote into an ioctl",
+    "server/grpc/frames.py": "HTTP/2, thousands of frames a second",
 }
 NETWORK = {"socket", "ssl", "http", "urllib.request", "asyncio", "aiohttp", "httpx", "requests"}
 

@@ -152,14 +152,17 @@ def test_serve_writes_the_token_with_mode_0600_and_ends_on_sigterm(tmp_path):
     """`serve` prints one ready line, keeps the token private, and ends with 0."""
     token_file = tmp_path / "token"
     command = [sys.executable, "-m", "blindai", "serve", "--platform", "simulation"]
-    command += ["--port", "0", "--public-port", "0", "--token-file", str(token_file)]
+    command += ["--port", "0", "--public-port", "0", "--grpc-port", "0"]
+    command += ["--token-file", str(token_file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         lines = []
         while not lines or not lines[-1].startswith("ready "):
             lines.append(process.stdout.readline())
             assert lines[-1], "the server ended early"
-        assert re.fullmatch(r"ready attested=127\.0\.0\.1:\d+ public=127\.0\.0\.1:\d+\n", lines[-1])
+        address = r"127\.0\.0\.1:\d+"
+        ready = rf"ready attested={address} public={address} grpc={address}\n"
+        assert re.fullmatch(ready, lines[-1])
         assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
         assert token_file.read_text().strip() not in "".join(lines)
         process.send_signal(signal.SIGTERM)
@@ -176,7 +179,9 @@ def test_serve_refuses_a_taken_port(blindai):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = blindai("serve", "--platform", "simulation", "--port", port, "--public-port", 0)
+        done = blindai(
+            "serve", "--platform", "simulation", "--port", port, "--public-port", 0, "--no-grpc"
+        )
     assert done.returncode == 2
     assert port in done.stderr
 

@@ -50,7 +50,7 @@ def test_shell_blocks(folder):
     attested, public = free_ports(2)
     bin_folder = Path(sys.executable).parent
     env = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}"}
-    command = f"exec {serve.strip()} --port {attested} --public-port {public}"
+    command = f"exec {serve.strip()} --port {attested} --public-port {public} --no-grpc"
     server = subprocess.Popen(
         ["bash", "-c", command], cwd=folder, env=env, stdout=subprocess.PIPE, text=True
     )

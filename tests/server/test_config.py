@@ -26,6 +26,8 @@ def test_limits_are_positive(name):
         {"port": -1},
         {"public_port": 65_536},
         {"port": 50052},
+        {"grpc_port": 50051},
+        {"grpc_port": -1},
         {"threads": -1},
         {"runs": -1},
         {"max_batch": 0},

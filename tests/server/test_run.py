@@ -34,7 +34,8 @@ from blindai.server.auth import Access
 from blindai.server.config import Limits, ServerConfig
 from blindai.server.run import run
 
-config = ServerConfig(platform=Platform.SIMULATION, port=0, public_port=0, models=Path(sys.argv[1]),
+config = ServerConfig(platform=Platform.SIMULATION, port=0, public_port=0,
+                      grpc_port=0, models=Path(sys.argv[1]),
                       limits=Limits(shutdown_grace=float(sys.argv[2])))
 run(config, SimulationAttester(), access=Access("0123456789abcdef"),
     on_ready=lambda ready: print(ready.address[1], ready.public_address[1], flush=True))
@@ -156,7 +157,7 @@ def test_no_core_dump(launch):
     server.end()
 
 
-@pytest.mark.parametrize("which", ["port", "public_port"])
+@pytest.mark.parametrize("which", ["port", "public_port", "grpc_port"])
 def test_port_in_use(which):
     """A port that is taken is named, with what can be done; the other one is free again."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
@@ -191,7 +192,7 @@ def test_attester_that_cannot_attest():
 
 async def test_attester_of_another_platform():
     """The platform that was named is the one that attests, or nothing starts."""
-    config = ServerConfig(platform=Platform.TDX, port=0, public_port=0)
+    config = ServerConfig(platform=Platform.TDX, port=0, public_port=0, grpc_port=0)
     with pytest.raises(ConfigurationError, match=r"for tdx.*for simulation"):
         await serve(config, SimulationAttester(), access=Access(generate_token()), on_ready=print)
 
@@ -203,7 +204,7 @@ async def test_hardware_needs_a_store_in_memory(monkeypatch):
         platform = Platform.TDX
 
     monkeypatch.setattr(os, "access", lambda *_: False)
-    config = ServerConfig(platform=Platform.TDX, port=0, public_port=0)
+    config = ServerConfig(platform=Platform.TDX, port=0, public_port=0, grpc_port=0)
     with pytest.raises(ConfigurationError, match="memory"):
         await serve(config, PretendedHardware(), access=Access(generate_token()), on_ready=print)
 

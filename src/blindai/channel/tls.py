@@ -80,16 +80,22 @@ def create_certificate(
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
-def server_context(key: EllipticCurvePrivateKey, certificate: bytes) -> ssl.SSLContext:
+def server_context(
+    key: EllipticCurvePrivateKey,
+    certificate: bytes,
+    *,
+    protocols: Sequence[str] = ALPN_PROTOCOLS,
+) -> ssl.SSLContext:
     """Return a context that serves TLS 1.3 with the attested key.
 
     Args:
         key: Never written to a disk.
         certificate: DER.
+        protocols: That are spoken inside, by their names in ALPN (RFC 7301).
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(list(ALPN_PROTOCOLS))
+    context.set_alpn_protocols(list(protocols))
     # A resumed session skips the certificate: a client could no longer see which key it has.
     context.num_tickets = 0
     pem = ssl.DER_cert_to_PEM_cert(certificate).encode()

@@ -43,6 +43,14 @@ _TOKEN_FILE_MODE = 0o600
     help="Unattested port (evidence, health); 0 picks a free one.",
 )
 @click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    default=50053,
+    show_default=True,
+    help="Attested port for gRPC, with the same key; 0 picks a free one.",
+)
+@click.option("--no-grpc", is_flag=True, help="Serve no gRPC.")
+@click.option(
     "--models",
     "models_dir",
     type=click.Path(path_type=Path),
@@ -76,6 +84,8 @@ def serve(
     host: str,
     port: int,
     public_port: int,
+    grpc_port: int,
+    no_grpc: bool,
     models_dir: Path | None,
     token_file: Path | None,
     tpm: str | None,
@@ -85,7 +95,7 @@ def serve(
 ) -> None:
     """Serve models to clients that verify this machine first.
 
-    Prints one line beginning with `ready` once both ports answer. SIGTERM finishes what
+    Prints one line beginning with `ready` once all ports answer. SIGTERM finishes what
     runs, refuses what comes, and exits with 0.
     """
     try:
@@ -102,6 +112,7 @@ def serve(
         host=host,
         port=port,
         public_port=public_port,
+        grpc_port=None if no_grpc else grpc_port,
         models=models_dir,
     )
     token = generate_token()
@@ -118,9 +129,11 @@ def serve(
 
 def _announce(ready: Ready, platform: Platform, token: str | None, *, as_json: bool) -> None:
     attested, public = (_address(*each) for each in (ready.address, ready.public_address))
+    grpc = None if ready.grpc_address is None else _address(*ready.grpc_address)
     failed = [{"file": str(file), "error": str(error)} for file, error in ready.failed]
     if as_json:
         line: dict[str, object] = {"event": "ready", "attested": attested, "public": public}
+        line |= {"grpc": grpc}
         line |= {"platform": str(platform), "simulated": platform is Platform.SIMULATION}
         line |= {"failed": failed}
         click.echo(json.dumps(line | ({"token": token} if token else {})))
@@ -131,7 +144,7 @@ def _announce(ready: Ready, platform: Platform, token: str | None, *, as_json: b
         click.secho("SIMULATION: no hardware protects the data. For tests only.", fg="yellow")
     if token:
         click.echo(f"token for uploads and deletions (shown once): {token}")
-    click.echo(f"ready attested={attested} public={public}")
+    click.echo(f"ready attested={attested} public={public}" + (f" grpc={grpc}" if grpc else ""))
 
 
 def _address(host: str, port: int) -> str:

@@ -85,6 +85,7 @@ class ServerConfig:
         host: Address to listen on, of both ports.
         port: The attested port; 0 picks a free one.
         public_port: The unattested port; 0 picks a free one.
+        grpc_port: The attested port for gRPC; 0 picks a free one; `None`: no gRPC.
         names: Host names and addresses for the certificate, beside `host`; clients pin its
             key and need none.
         models: A folder whose `*.onnx` are served from the start.
@@ -104,6 +105,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 50051
     public_port: int = 50052
+    grpc_port: int | None = 50053
     names: tuple[str, ...] = ("localhost",)
     models: Path | None = None
     store: Path | None = None
@@ -114,13 +116,18 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        for name in ("port", "public_port"):
-            if not 0 <= getattr(self, name) <= MAX_PORT:
-                msg = f"{name}: expected 0 to {MAX_PORT}, came {getattr(self, name)}"
+        ports = {"port": self.port, "public_port": self.public_port, "grpc_port": self.grpc_port}
+        taken: set[int] = set()
+        for name, port in ports.items():
+            if port is None:
+                continue
+            if not 0 <= port <= MAX_PORT:
+                msg = f"{name}: expected 0 to {MAX_PORT}, came {port}"
                 raise ConfigurationError(msg)
-        if self.port and self.port == self.public_port:
-            msg = f"expected two different ports, came {self.port} twice"
-            raise ConfigurationError(msg)
+            if port in taken:
+                msg = f"expected different ports, came {port} twice"
+                raise ConfigurationError(msg)
+            taken |= {port} - {0}
         if self.threads < 0 or self.runs < 0:
             msg = f"expected threads and runs from 0 up, came {self.threads} and {self.runs}"
             raise ConfigurationError(msg)

@@ -94,3 +94,8 @@ class Share:
         """
         self._budget._grow(count)  # noqa: SLF001 - two halves of one account
         self.used += count
+
+    def shrink(self, count: int) -> None:
+        """Hold `count` bytes less."""
+        self._budget._grow(-count)  # noqa: SLF001 - two halves of one account
+        self.used -= count

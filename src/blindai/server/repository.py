@@ -154,19 +154,7 @@ class Repository:
                 call = parse_load(body)
             else:
                 call = await asyncio.to_thread(parse_load, body)
-            config = call.config or ConfigWish()
-            if call.model is None:
-                record = self._service.get(request.name).record
-                check_config(config, request.name, backend_of(record))
-                return Response(200)
-            check_config(config, request.name, DEFAULT_BACKEND)
-            await self._service.upload(
-                request.name,
-                _chunks(call.model),
-                size=len(call.model),
-                sha256=None,
-                replace=True,
-            )
+            await load_model(self._service, request.name, call)
         return Response(200)
 
     async def unload(self, request: Request) -> Response:
@@ -176,6 +164,26 @@ class Repository:
             parse_unload(await request.body(limit=_MAX_SMALL_BODY, share=share))
         await self._service.delete(request.name)
         return Response(200)
+
+
+async def load_model(service: Service, name: str, call: LoadCall) -> None:
+    """Take a model in, in the place of one with its name; or look whether it is here.
+
+    Args:
+        service: To have it.
+        name: Of the model.
+        call: What came.
+
+    Raises:
+        ModelNotFound: No file came, and no model has this name.
+        InferenceError: See `Service.upload`.
+    """
+    config = call.config or ConfigWish()
+    if call.model is None:
+        check_config(config, name, backend_of(service.get(name).record))
+        return
+    check_config(config, name, DEFAULT_BACKEND)
+    await service.upload(name, _chunks(call.model), size=len(call.model), sha256=None, replace=True)
 
 
 def _parameters(body: bytes | memoryview) -> dict[str, msgspec.Raw]:

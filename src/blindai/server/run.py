@@ -1,6 +1,6 @@
 """Put a server together, run it, and end it in order.
 
-Always true: both ports are taken before anything slow begins; nothing is served but evidence
+Always true: all ports are taken before anything slow begins; nothing is served but evidence
 and health until the models are loaded; after a signal nothing new is accepted, and what runs
 may end.
 """
@@ -24,12 +24,15 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from blindai.attestation.model import Platform
+from blindai.channel.tls import server_context
 from blindai.errors import ConfigurationError
 from blindai.inference.engine import LoadOptions
 from blindai.inference.engines import load_engine
 from blindai.inference.store import ModelStore
 from blindai.server.attested import attested_app
 from blindai.server.events import log_event
+from blindai.server.grpc.listener import GrpcListener
+from blindai.server.grpc.methods import all_methods
 from blindai.server.identity import EvidenceDesk, Identity
 from blindai.server.limits import ByteBudget
 from blindai.server.listener import Listener, bind
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from blindai.errors import BlindAIError
     from blindai.server.auth import Access
     from blindai.server.config import ServerConfig
+    from blindai.server.grpc.connection import Connection
+    from blindai.server.protocol import BoundedProtocol
 
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
 # Containers often have 64 MiB there, which is no room for models.
@@ -57,12 +62,14 @@ class Ready:
     Attributes:
         address: Host and port, attested.
         public_address: Host and port, unattested.
+        grpc_address: Host and port, attested; `None`: no gRPC.
         store: Its models.
         failed: Files of the models' folder that could not be loaded, each with its error.
     """
 
     address: tuple[str, int]
     public_address: tuple[str, int]
+    grpc_address: tuple[str, int] | None
     store: ModelStore
     failed: Sequence[tuple[Path, BlindAIError]]
 
@@ -120,13 +127,21 @@ async def serve(
             stack.enter_context(bind(config.host, config.port, "port")),
             stack.enter_context(bind(config.host, config.public_port, "public_port")),
         ]
+        if config.grpc_port is not None:
+            sockets.append(stack.enter_context(bind(config.host, config.grpc_port, "grpc_port")))
         folder = stack.enter_context(_store_folder(config))
         service = Service(_open_store(config, folder), config)
+        bodies = ByteBudget(config.limits.max_bodies_bytes)
         stack.callback(service.close)
         stack.enter_context(_signals(stop))
         attesting = stack.enter_context(ThreadPoolExecutor(1, "blindai-attest"))
-        attested, public = (Listener(each, config.limits) for each in sockets)
-        server = _Server(config, attester, access, service, attesting, attested, public)
+        attested, public = (Listener(each, config.limits) for each in sockets[:2])
+        grpc = None
+        if config.grpc_port is not None:
+            grpc = GrpcListener(sockets[2], config.limits, service, bodies)
+        server = _Server(
+            config, attester, access, service, attesting, bodies, attested, public, grpc
+        )
         await server.run(on_ready, stop)
 
 
@@ -140,8 +155,10 @@ class _Server:
         access: Access,
         service: Service,
         attesting: ThreadPoolExecutor,
+        bodies: ByteBudget,
         attested: Listener,
         public: Listener,
+        grpc: GrpcListener | None,
     ) -> None:
         self._config = config
         self._attester = attester
@@ -150,7 +167,8 @@ class _Server:
         self._attesting = attesting
         self._attested = attested
         self._public = public
-        self._bodies = ByteBudget(config.limits.max_bodies_bytes)
+        self._grpc = grpc
+        self._bodies = bodies
 
     async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
         """Serve from the first key to the last answer."""
@@ -172,6 +190,7 @@ class _Server:
                 Ready(
                     self._attested.address,
                     self._public.address,
+                    None if self._grpc is None else self._grpc.address,
                     self._service.store,
                     failed,
                 )
@@ -191,6 +210,9 @@ class _Server:
         await desk.cached()
         app = attested_app(self._service, desk, self._access, limits, self._bodies)
         await self._attested.serve(app, identity.context)
+        if self._grpc is not None:
+            context = server_context(identity.keys.tls, identity.certificate, protocols=["h2"])
+            await self._grpc.serve(all_methods(self._service, desk, self._access), context)
         # Of its own, so that nobody there can use up what clients need.
         public_desk = EvidenceDesk(identity, self._attesting, limits)
         await self._public.serve(public_app(self._service, public_desk), None)
@@ -199,13 +221,18 @@ class _Server:
 
     async def _renew(self) -> None:
         """Make new keys after half of the old ones' life; end what holds expired ones."""
-        old = self._attested.connections()
+        old = self._connections()
         while True:
             await asyncio.sleep(self._config.key_lifetime.total_seconds() / 2)
             for connection in old:
                 connection.shutdown()
-            old = self._attested.connections()
+            old = self._connections()
             await self._take_identity()
+
+    def _connections(self) -> list[BoundedProtocol | Connection]:
+        """Return those that hold the present keys, or older ones."""
+        grpc = [] if self._grpc is None else self._grpc.connections()
+        return [*self._attested.connections(), *grpc]
 
     async def _load_models(self) -> list[tuple[Path, BlindAIError]]:
         if self._config.models is None:
@@ -218,15 +245,23 @@ class _Server:
     async def _shut_down(self) -> None:
         self._service.state = State.STOPPING
         log_event("stopping", running=self._service.running)
-        listeners = (self._attested, self._public)
+        listeners: list[Listener | GrpcListener] = [self._attested, self._public]
+        if self._grpc is not None:
+            listeners.append(self._grpc)
         for listener in listeners:
             listener.stop_accepting()
-        if not await self._attested.finish(self._config.limits.shutdown_grace):
+        attested = [listener for listener in listeners if listener is not self._public]
+        if not await _finish(attested, self._config.limits.shutdown_grace):
             self._service.stop_runs()
-            await self._attested.finish(_STOP_SECONDS)
+            await _finish(attested, _STOP_SECONDS)
         for listener in listeners:
             await listener.close()
         log_event("stopped")
+
+
+async def _finish(listeners: Sequence[Listener | GrpcListener], seconds: float) -> bool:
+    """Wait for what runs; return whether all of it ended in time."""
+    return all(await asyncio.gather(*(listener.finish(seconds) for listener in listeners)))
 
 
 async def _first(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:

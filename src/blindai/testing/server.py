@@ -20,7 +20,7 @@ import uvloop
 
 from blindai.attestation.model import Platform
 from blindai.attesters import create_attester
-from blindai.errors import ConnectionFailed
+from blindai.errors import ConfigurationError, ConnectionFailed
 from blindai.server.auth import Access, generate_token
 from blindai.server.config import Limits, ServerConfig
 from blindai.server.run import Ready, serve
@@ -40,6 +40,7 @@ class RunningServer:
     Attributes:
         address: "host:port" of the attested port.
         public_address: "host:port" of the unattested port.
+        grpc_address: "host:port" of the attested port for gRPC.
         token: Needed to upload and delete models.
     """
 
@@ -76,6 +77,18 @@ class RunningServer:
     def public_address(self) -> str:
         """Host and port, unattested."""
         return f"{self._config.host}:{self.public_port}"
+
+    @property
+    def grpc_address(self) -> str:
+        """Host and port of gRPC, attested.
+
+        Raises:
+            ConfigurationError: The configuration has no such port.
+        """
+        if self._config.grpc_port is None:
+            msg = "expected a server with grpc_port, came one without"
+            raise ConfigurationError(msg)
+        return f"{self._config.host}:{self._config.grpc_port}"
 
     def restart(self) -> None:
         """Stop, and start on the same ports with new keys; uploaded models are gone."""
@@ -132,7 +145,10 @@ class RunningServer:
 
     def _on_ready(self, ready: Ready) -> None:
         self._config = replace(
-            self._config, port=ready.address[1], public_port=ready.public_address[1]
+            self._config,
+            port=ready.address[1],
+            public_port=ready.public_address[1],
+            grpc_port=None if ready.grpc_address is None else ready.grpc_address[1],
         )
         for name, model in self._models.items():
             content = model if isinstance(model, bytes) else Path(model).read_bytes()
@@ -170,7 +186,7 @@ def start_server(
         InvalidModel: One of the models cannot be loaded.
     """
     attester = attester or create_attester(platform)
-    settings: dict[str, Any] = {"port": 0, "public_port": 0, **(config or {})}
+    settings: dict[str, Any] = {"port": 0, "public_port": 0, "grpc_port": 0, **(config or {})}
     server = RunningServer(
         ServerConfig(platform=attester.platform, limits=Limits(**limits), **settings),
         attester,
