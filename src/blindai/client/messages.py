@@ -78,6 +78,7 @@ def receive_buffer(head: Head, length: int) -> memoryview:
     return np.empty(pad + length, np.uint8).data[pad:]
 
 
+@lru_cache(maxsize=256)
 def check_name(name: str) -> str:
     """Return `name`, if a model can be called that.
 
