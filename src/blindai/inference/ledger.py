@@ -68,8 +68,8 @@ class ModelStatistics(ServedStatistics):
         reason: Why not; "" if they are.
         lanes: Runs that go side by side under load, for the shape that was run last.
         seconds_per_request: On one worker; `None` before the first.
-        seconds_by_rows: Time of a run by its number of rows, for the shape that was run last,
-            with as many lanes.
+        seconds_by_rows: Time of a run by its number of rows, for the shape that was run last:
+            with as many lanes, or with others where that is not known.
     """
 
     sha256: str
@@ -99,6 +99,13 @@ class ShapeCosts:
         self.crowded_at = 0.0
         # A run beside others takes longer: times are compared within one number of lanes.
         self._by_lanes: dict[int, CostModel] = {}
+
+    def seconds_by_rows(self, lanes: int) -> Mapping[int, float]:
+        """Return the time of a run by its number of rows, rather for so many lanes."""
+        known: dict[int, float] = {}
+        for other in sorted(self._by_lanes, key=lambda each: each == lanes):
+            known |= self._by_lanes[other].seconds_by_rows()
+        return known
 
     def batches(self, lanes: int) -> CostModel:
         """Return what a batch costs while so many runs go side by side."""
@@ -204,6 +211,6 @@ class Ledger:
             reason=self.reason,
             lanes=lanes,
             seconds_per_request=self.per_request.seconds,
-            seconds_by_rows={} if latest is None else latest.batches(lanes).seconds_by_rows(),
+            seconds_by_rows={} if latest is None else latest.seconds_by_rows(lanes),
             **{each.name: getattr(served, each.name) for each in fields(served)},
         )

@@ -139,6 +139,11 @@ class EvidenceDesk:
                 self._cached_at = self._clock()
             return self._cached
 
+    @property
+    def cached_age(self) -> float | None:
+        """Seconds since the evidence without a nonce was made; `None`: it was not yet."""
+        return None if self._cached is None else self._clock() - self._cached_at
+
     async def _attest(self, nonce: bytes | None) -> bytes:
         loop = asyncio.get_running_loop()
         self._waiting += 1

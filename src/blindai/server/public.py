@@ -15,6 +15,8 @@ from blindai.attestation.model import Platform
 from blindai.attestation.wire import MEDIA_TYPE
 from blindai.errors import InvalidInput, Overloaded
 from blindai.server.app import App, Response, Routes, error_response, json_response
+from blindai.server.metrics import MEDIA_TYPE as METRICS
+from blindai.server.metrics import Metrics
 from blindai.server.open_inference import EXTENSIONS
 from blindai.server.openapi import with_document
 from blindai.server.service import State
@@ -89,7 +91,16 @@ def public_app(service: Service, desk: EvidenceDesk) -> App:
         body = status_page(desk.identity, service.state).encode()
         return Response(200, (body,), b"text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
-    routes = {**shared_routes(service, desk), b"/": {"GET": page}}
+    collected = Metrics(service, desk)
+
+    async def metrics(_: Request) -> Response:
+        return Response(200, (collected.render(),), METRICS, headers=(_NO_STORE,))
+
+    routes = {
+        **shared_routes(service, desk),
+        b"/": {"GET": page},
+        b"/metrics": {"GET": metrics},
+    }
     return App(service, always=with_document(routes), ready={})
 
 

@@ -1,0 +1,169 @@
+"""Prometheus metrics, on the unattested port: how much and how long, never what.
+
+Always true: everything is read when it is asked for, from numbers that are kept anyway, so a
+request pays nothing; a label is one of a bounded set, and none comes from a client. Models are
+labelled by the first digits of their SHA-256, as in the log: their names may be private.
+
+Specification: Prometheus text exposition format 0.0.4.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from blindai.attestation.model import Platform
+from blindai.server.service import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+    from blindai.inference.ledger import ModelStatistics
+    from blindai.server.identity import EvidenceDesk
+    from blindai.server.service import Service
+
+MEDIA_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+_LABEL_DIGITS: Final = 12
+_NS: Final = 1e-9
+_PHASES: Final = ("queue", "compute_input", "compute_infer", "compute_output")
+
+
+class Metrics:
+    """Collects what a server knows of itself.
+
+    Args:
+        service: Runs models.
+        desk: Has the keys and the evidence.
+    """
+
+    def __init__(self, service: Service, desk: EvidenceDesk) -> None:
+        self._service = service
+        self._desk = desk
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """Return all metrics as Prometheus reads them."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families; the registry calls this."""
+        yield from self._server()
+        present = {record.sha256: record for record in self._service.records()}
+        yield _gauge("models", "Models that are loaded.", len(present))
+        size = GaugeMetricFamily(
+            "blindai_model_file_bytes", "Size of a model's file.", labels=["model"]
+        )
+        for record in present.values():
+            size.add_metric([record.sha256[:_LABEL_DIGITS]], record.size)
+        yield size
+        # One entry for each model that is still here: labels of those that went go with them.
+        served = [s for s in self._service.scheduler.statistics() if s.sha256 in present]
+        yield from _served(served)
+        yield from _load(served)
+
+    def _server(self) -> Iterator[Metric]:
+        identity = self._desk.identity
+        platform = identity.attester.platform
+        about = GaugeMetricFamily(
+            "blindai_info",
+            "Always 1; what this server is, in its labels. It proves nothing: evidence does.",
+            labels=["version", "platform", "simulated"],
+        )
+        simulated = "true" if platform is Platform.SIMULATION else "false"
+        about.add_metric([metadata.version("blindai"), str(platform), simulated], 1)
+        yield about
+        ready = self._service.state is State.READY
+        yield _gauge("ready", "Whether models are served.", int(ready))
+        yield _gauge("requests_running", "Requests that run, or wait to.", self._service.running)
+        yield _gauge(
+            "keys_not_after_timestamp_seconds",
+            "When the present keys and their certificate expire, in seconds since 1970.",
+            identity.keys.public.not_after.timestamp(),
+        )
+        age = self._desk.cached_age
+        if age is not None:
+            yield _gauge(
+                "evidence_age_seconds",
+                "Age of the evidence that is handed out without a nonce.",
+                age,
+            )
+        yield _gauge("time_seconds", "This server's clock, in seconds since 1970.", time.time())
+
+
+def _served(served: list[ModelStatistics]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "blindai_model_requests", "Requests by their outcome.", labels=["model", "outcome"]
+    )
+    seconds = CounterMetricFamily(
+        "blindai_model_seconds",
+        "Time that successful requests spent in a phase, in all.",
+        labels=["model", "phase"],
+    )
+    runs = CounterMetricFamily(
+        "blindai_model_runs", "Runs of the engine that succeeded.", labels=["model"]
+    )
+    rows = CounterMetricFamily(
+        "blindai_model_rows", "Rows of successful requests.", labels=["model"]
+    )
+    sizes = CounterMetricFamily(
+        "blindai_model_batches", "Runs by their number of rows.", labels=["model", "rows"]
+    )
+    for each in served:
+        model = each.sha256[:_LABEL_DIGITS]
+        requests.add_metric([model, "success"], each.success.count)
+        requests.add_metric([model, "failure"], each.fail.count)
+        for phase in _PHASES:
+            seconds.add_metric([model, phase], getattr(each, phase).ns * _NS)
+        runs.add_metric([model], each.execution_count)
+        rows.add_metric([model], each.inference_count)
+        for count, batch in each.batch_stats.items():
+            sizes.add_metric([model, str(count)], batch.compute_infer.count)
+    yield from (requests, seconds, runs, rows, sizes)
+
+
+def _load(served: list[ModelStatistics]) -> Iterator[Metric]:
+    waiting = GaugeMetricFamily(
+        "blindai_model_waiting", "Requests in a model's queue.", labels=["model"]
+    )
+    running = GaugeMetricFamily(
+        "blindai_model_running", "Runs of a model under way.", labels=["model"]
+    )
+    lanes = GaugeMetricFamily(
+        "blindai_model_lanes", "Runs that go side by side under load.", labels=["model"]
+    )
+    batching = GaugeMetricFamily(
+        "blindai_model_batching", "1: requests share runs; 0: each has its own.", labels=["model"]
+    )
+    each_costs = GaugeMetricFamily(
+        "blindai_model_request_seconds",
+        "What a request costs on one worker, as of late.",
+        labels=["model"],
+    )
+    cost = GaugeMetricFamily(
+        "blindai_model_run_seconds",
+        "The cost model: time of a run by its number of rows, for the shape that ran last.",
+        labels=["model", "rows"],
+    )
+    for each in served:
+        model = each.sha256[:_LABEL_DIGITS]
+        waiting.add_metric([model], each.waiting)
+        running.add_metric([model], each.running)
+        lanes.add_metric([model], each.lanes)
+        batching.add_metric([model], int(each.batches is True))
+        if each.seconds_per_request is not None:
+            each_costs.add_metric([model], each.seconds_per_request)
+        for count, seconds in each.seconds_by_rows.items():
+            cost.add_metric([model, str(count)], seconds)
+    yield from (waiting, running, lanes, batching, each_costs, cost)
+
+
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"blindai_{name}", help_text, value=value)
