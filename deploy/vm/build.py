@@ -216,8 +216,6 @@ def install(target: Path, source: Path, work: Path, cache: Path) -> None:
             path.unlink()
     for name in ("bin", "include", "share"):
         shutil.rmtree(target / name, ignore_errors=True)
-    for path in sorted(target.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # modules are no programs
     # Half of the files of these packages are test data.
     for name in ("onnx/backend/test", "onnx/test", "onnxruntime/datasets", "onnxruntime/tools"):
         shutil.rmtree(target / name, ignore_errors=True)
@@ -268,6 +266,9 @@ def finish(tree: Path, source: Path, models: Path | None) -> None:
     (tree / "etc/hosts").write_text("127.0.0.1 localhost\n")
     for model in sorted(models.glob("*.onnx")) if models else ():
         shutil.copyfile(model, tree / "models" / model.name)
+    for path in sorted((tree / "usr/lib").rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)  # modules are no programs
     # One process, in one order: what Python writes depends on what it has seen before.
     run(
         *(sys.executable, "-I", "-m", "compileall", "-q", "-j", "1", "-o", "0"),
