@@ -102,3 +102,9 @@ def raw(server, data: bytes) -> bytes:
 def status_of(answer: bytes) -> int:
     """Return the status of the first answer in what came."""
     return int(answer.split(b" ", 2)[1])
+
+
+def public_tcp(server) -> socket.socket:
+    """Return a connection to the unattested port."""
+    host, port = server.public_address.rsplit(":", 1)
+    return socket.create_connection((host, int(port)), timeout=TIMEOUT)

@@ -1,5 +1,6 @@
-"""HTTP without a network: what an application answers to what ASGI delivers."""
+"""HTTP without a network: what an application answers to what a connection delivers."""
 
+import asyncio
 import logging
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,67 +11,94 @@ import pytest
 import blindai.errors
 from blindai.errors import BlindAIError, ConnectionFailed, InvalidInput, LimitExceeded, Overloaded
 from blindai.server.app import STATUS, App, Response, error_response
+from blindai.server.exchange import Exchange
 from blindai.server.limits import ByteBudget
-from blindai.server.protocol import ABORT
 from blindai.server.request import Request
 from blindai.server.service import State
+from tests.server.answers import parse_answers
 
 
-class Exchange:
-    """One request to an application, and what it answered."""
+class Wire:
+    """A connection without a network: gives an exchange its body, and keeps its answer."""
 
-    def __init__(self, messages=(), *, headers=(), path=b"/x", query=b"", method="GET"):
-        self.sent = []
-        self.aborted = False
-        self._messages = list(messages)
-        self.scope = {
-            "type": "http",
-            "method": method,
-            "raw_path": path,
-            "query_string": query,
-            "http_version": "1.1",
-            "headers": [(b"host", b"a"), *headers],
-            "extensions": {ABORT: self._abort},
-        }
+    stamp = b"date: today\r\nserver: blindai"
 
-    async def receive(self):
-        return self._messages.pop(0) if self._messages else {"type": "http.disconnect"}
+    def __init__(self, pieces=(), *, ends=True, headers=(), path=b"/x", query=b"", method="GET"):
+        self.written = []
+        self.aborted = self.is_over = self._is_coming = False
+        self.pieces = list(pieces)
+        self._ends = ends
+        headers = dict([(b"host", b"a"), *headers])
+        self.exchange = Exchange(
+            self, method, path, query, "1.1", headers, repeated=(), keep_alive=True
+        )
+        if not self.pieces and ends:
+            self.exchange.finish()
 
-    async def send(self, message):
-        self.sent.append(message)
+    @property
+    def loop(self):
+        return asyncio.get_running_loop()
 
-    def _abort(self):
+    def write(self, data):
+        self.written.append(bytes(data))
+
+    async def drain(self):
+        pass
+
+    def pause_reading(self):
+        pass
+
+    def resume_reading(self):
+        """Deliver the next piece, a little later, as a network does."""
+        if not self._is_coming:
+            self._is_coming = True
+            self.loop.call_soon(self._deliver)
+
+    def _deliver(self):
+        self._is_coming = False
+        if self.pieces:
+            self.exchange.feed(self.pieces.pop(0))
+        elif not self._ends:
+            self.exchange.lose()
+        if not self.pieces and self._ends:
+            self.exchange.finish()
+
+    def ended(self, exchange):
+        self.is_over = exchange is self.exchange
+
+    def abort(self):
         self.aborted = True
 
     @property
     def request(self) -> Request:
-        return Request(self.scope, self.receive)
+        return Request(self.exchange)
+
+    @property
+    def answer(self):
+        (answer,) = parse_answers(b"".join(self.written))
+        return answer
 
     @property
     def status(self) -> int:
-        return self.sent[0]["status"]
+        return self.answer.status
 
     @property
     def headers(self) -> dict[bytes, bytes]:
-        return dict(self.sent[0]["headers"])
+        return self.answer.headers
 
     @property
     def body(self) -> bytes:
-        return b"".join(bytes(message["body"]) for message in self.sent[1:])
+        return self.answer.body
 
 
-def part(body: bytes, *, more: bool = False):
-    return {"type": "http.request", "body": body, "more_body": more}
-
-
-async def serve(handler, exchange: Exchange, state: State = State.READY) -> Exchange:
+async def serve(handler, wire: Wire, state: State = State.READY) -> Wire:
     app = App(
         SimpleNamespace(state=state),
         always={b"/always": {"GET": handler}},
         ready={b"/x": {"GET": handler, "POST": handler}},
     )
-    await app(exchange.scope, exchange.receive, exchange.send)
-    return exchange
+    await app(wire.exchange)
+    return wire
 
 
 async def answer(_: Request) -> Response:
@@ -118,7 +146,7 @@ async def test_unexpected_error(caplog):
         raise ZeroDivisionError(msg)
 
     with caplog.at_level(logging.ERROR, "blindai.server"):
-        exchange = await serve(fail, Exchange())
+        exchange = await serve(fail, Wire())
     document = msgspec.json.decode(exchange.body)
     assert exchange.status == 500
     assert document["type"] == "InferenceError"
@@ -133,9 +161,9 @@ async def test_unexpected_error(caplog):
 async def test_starting_and_stopping():
     """Models are refused before and after their time; health is not; connections end."""
     for state in (State.STARTING, State.STOPPING):
-        exchange = await serve(answer, Exchange(), state)
+        exchange = await serve(answer, Wire(), state)
         assert (exchange.status, exchange.headers[b"retry-after"]) == (503, b"1")
-        exchange = await serve(answer, Exchange(path=b"/always"), state)
+        exchange = await serve(answer, Wire(path=b"/always"), state)
         assert exchange.status == 200
         closes = exchange.headers.get(b"connection") == b"close"
         assert closes is (state is State.STOPPING)
@@ -150,8 +178,8 @@ async def test_client_that_has_gone():
         return Response(200)
 
     headers = [(b"content-length", b"5")]
-    exchange = await serve(wait, Exchange([part(b"ab", more=True)], headers=headers))
-    assert exchange.sent == []
+    exchange = await serve(wait, Wire([b"ab"], ends=False, headers=headers))
+    assert exchange.written == []
 
 
 async def test_large_answers_are_cut():
@@ -161,23 +189,23 @@ async def test_large_answers_are_cut():
     async def large(_: Request) -> Response:
         return Response(200, parts)
 
-    exchange = await serve(large, Exchange())
+    exchange = await serve(large, Wire())
     assert exchange.headers[b"content-length"] == b"1000001"
     assert exchange.body == b"".join(bytes(part) for part in parts)
-    assert max(len(message["body"]) for message in exchange.sent[1:]) <= 256 << 10
-    assert [message["more_body"] for message in exchange.sent[1:]][-2:] == [True, False]
+    assert max(map(len, exchange.written)) <= 256 << 10
+    assert exchange.is_over
 
 
 async def test_unread_body_ends_the_connection():
     """What is not read ends the connection: politely if it ends soon, at once if it does not."""
     headers = [(b"transfer-encoding", b"chunked")]
-    exchange = await serve(answer, Exchange([part(b"ab", more=True), part(b"")], headers=headers))
+    exchange = await serve(answer, Wire([b"ab", b""], headers=headers))
     assert exchange.headers[b"connection"] == b"close"
     assert not exchange.aborted
-    endless = [part(bytes(1 << 20), more=True)] * 100
-    exchange = await serve(answer, Exchange(endless, headers=headers))
+    endless = [bytes(1 << 20)] * 100
+    exchange = await serve(answer, Wire(endless, headers=headers))
     assert exchange.aborted
-    assert len(exchange._messages) > 80
+    assert len(exchange.pieces) > 80
 
 
 @contextmanager
@@ -190,9 +218,7 @@ async def test_body_of_known_and_unknown_length():
     """A body comes whole, whatever pieces it comes in."""
     for headers in ([(b"content-length", b"6")], [(b"transfer-encoding", b"chunked")]):
         for pieces in ([b"abcdef"], [b"ab", b"", b"cdef"], [b"a", b"b", b"c", b"def", b""]):
-            messages = [part(piece, more=True) for piece in pieces]
-            messages[-1]["more_body"] = False
-            request = Exchange(messages, headers=headers).request
+            request = Wire(pieces, headers=headers).request
             with budget() as share:
                 assert bytes(await request.body(limit=6, share=share)) == b"abcdef"
                 assert share.used == 6
@@ -211,15 +237,14 @@ async def test_body_of_known_and_unknown_length():
 )
 async def test_body_beyond_its_limit_or_cut_short(headers, pieces, error):
     """A body that is too large is refused as soon as that shows; one cut short is none."""
-    request = Exchange([part(piece, more=True) for piece in pieces], headers=headers).request
+    request = Wire(pieces, ends=False, headers=headers).request
     with pytest.raises(error), budget() as share:
         await request.body(limit=10, share=share)
 
 
 async def test_body_without_room():
     """A body that the budget has no room for is refused while it comes."""
-    messages = [part(b"a" * 60, more=True), part(b"a" * 60)]
-    request = Exchange(messages, headers=[(b"content-length", b"120")]).request
+    request = Wire([b"a" * 60] * 2, headers=[(b"content-length", b"120")]).request
     with pytest.raises(Overloaded), budget() as share:
         await request.body(limit=1000, share=share)
 
@@ -230,14 +255,14 @@ async def test_body_without_room():
 )
 def test_query(query, expected):
     """A query is names and values."""
-    assert Exchange(query=query).request.query() == expected
+    assert Wire(query=query).request.query() == expected
 
 
 @pytest.mark.parametrize("query", [b"a", b"a=1&a=2", b"&&", b"a=%ff", b"a=\xff", b"a=1&" * 50])
 def test_bad_query(query):
     """Anything else is InvalidInput."""
     with pytest.raises(InvalidInput):
-        Exchange(query=query).request.query()
+        Wire(query=query).request.query()
 
 
 @pytest.mark.parametrize(
@@ -253,4 +278,4 @@ def test_bad_query(query):
 )
 def test_bearer_token(header, token):
     """The token is what stands behind the scheme Bearer (RFC 6750)."""
-    assert Exchange(headers=[(b"authorization", header)]).request.bearer_token == token
+    assert Wire(headers=[(b"authorization", header)]).request.bearer_token == token

@@ -1,10 +1,10 @@
-"""HTTP between uvicorn and the handlers of a port: raw ASGI, no framework.
+"""HTTP between the connections and the handlers of a port: no framework.
 
 Always true: paths are looked up in one table, as bytes, before any decoding; every limit is
 on bytes actually read; an error becomes a status in one place, with a message and never a
 traceback; what was not read of a request ends its connection.
 
-Specification: RFC 9110 and RFC 9112; ASGI 3.0, HTTP 2.3.
+Specification: RFC 9110 and RFC 9112.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 import msgspec
@@ -39,10 +39,8 @@ from blindai.server.request import Request, linger
 from blindai.server.service import State
 
 if TYPE_CHECKING:
-    from blindai.server.request import Receive
+    from blindai.server.exchange import Exchange
     from blindai.server.service import Service
-
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # The first class of an error's bases that stands here decides.
 STATUS: Final[Mapping[type[BlindAIError], int]] = {
@@ -58,8 +56,14 @@ STATUS: Final[Mapping[type[BlindAIError], int]] = {
     BlindAIError: 500,
 }
 _JSON: Final = b"application/json"
+# A member of an enumeration is looked up in microseconds.
+_READY: Final = State.READY
+_STOPPING: Final = State.STOPPING
+_NO_CONTENT: Final = int(HTTPStatus.NO_CONTENT)
 # Below, one copy is cheaper than one more write.
 _JOIN_BELOW: Final = 64 << 10
+_MAX_PATHS: Final = 256
+_PATH_BYTES: Final = 256
 # TLS encrypts a write as a whole into memory before it sends: large ones are cut.
 _WRITE_BYTES: Final = 256 << 10
 
@@ -109,8 +113,23 @@ def error_response(error: BlindAIError, *, status: int | None = None) -> Respons
     return Response(status, (msgspec.json.encode(document),), headers=headers)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a path leads.
+
+    Attributes:
+        methods: That it has.
+        name: What stands in it for {name}, decoded.
+        is_always: Whether it is served before and after the models are.
+    """
+
+    methods: Mapping[str, Handler]
+    name: str
+    is_always: bool
+
+
 class App:
-    """An ASGI application: one for each port, and for each identity.
+    """Answers requests: one for each port, and for each identity.
 
     Args:
         service: Says where in its life the server is.
@@ -122,12 +141,18 @@ class App:
         self._service = service
         self._always = always
         self._ready = ready
+        # The paths that were found lately: few, and the same ones again and again.
+        self._places: dict[bytes, _Place] = {}
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one request; see ASGI."""
-        request = Request(scope, receive)
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer one request."""
+        request = Request(exchange)
         try:
-            response = _check_framing(request) or await self._handle(request)
+            refusal = _check_framing(request)
+            if refusal is not None:
+                # What comes next may be something else to a proxy in front.
+                exchange.keep_alive = False
+            response = refusal or await self._handle(request)
         except ConnectionFailed:
             return  # nobody is left to be answered
         except BlindAIError as error:
@@ -142,63 +167,68 @@ class App:
                 place=place_of(error),
             )
             response = error_response(InferenceError(f"internal error {error_id}"))
-        await self._respond(request, response, send)
+        await self._respond(request, response, exchange)
 
     async def _handle(self, request: Request) -> Response:
-        found = self._find(request, self._always)
-        if found is None:
-            found = self._find(request, self._ready)
-            if found is not None and self._service.state is not State.READY:
-                msg = f"the server is {self._service.state.value}"
-                raise Overloaded(msg)
-        if found is None:
-            return error_response(InvalidInput("no such path; see /v2"), status=404)
-        handler = found.get("GET" if request.method == "HEAD" else request.method)
+        path = request.raw_path
+        place = self._places.get(path)
+        if place is None:
+            place = self._find(path)
+            if place is None:
+                return error_response(InvalidInput("no such path; see /v2"), status=404)
+            self._remember(path, place)
+        if self._service.state is not _READY and not place.is_always:
+            msg = f"the server is {self._service.state.value}"
+            raise Overloaded(msg)
+        request.name = place.name
+        methods = place.methods
+        handler = methods.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:
-            allowed = ", ".join(found)
+            allowed = ", ".join(methods)
             response = error_response(InvalidInput(f"expected {allowed} here"), status=405)
             return Response(response.status, response.body, headers=((b"allow", allowed.encode()),))
         return await handler(request)
 
-    def _find(self, request: Request, routes: Routes) -> Mapping[str, Handler] | None:
-        """Return the methods of a path, and give the request the name that stands in it."""
-        path: bytes = request.raw_path
-        if (found := routes.get(path)) is not None:
-            return found
-        # /v2/models/{name}… and /blindai/v1/models/{name}: a name stands third or fourth.
-        parts = path.split(b"/")
-        for position in range(3, min(len(parts), 5)):
-            name = parts[position]
-            parts[position] = b"{name}"
-            if (found := routes.get(b"/".join(parts))) is not None:
-                request.name = unquote(name, errors="replace")
-                return found
-            parts[position] = name
+    def _find(self, path: bytes) -> _Place | None:
+        for routes in (self._always, self._ready):
+            is_always = routes is self._always
+            if (methods := routes.get(path)) is not None:
+                return _Place(methods, "", is_always)
+            # /v2/models/{name}… and /blindai/v1/models/{name}: a name stands third or fourth.
+            parts = path.split(b"/")
+            for position in range(3, min(len(parts), 5)):
+                name = parts[position]
+                parts[position] = b"{name}"
+                if (methods := routes.get(b"/".join(parts))) is not None:
+                    return _Place(methods, unquote(name, errors="replace"), is_always)
+                parts[position] = name
         return None
 
-    async def _respond(self, request: Request, response: Response, send: Send) -> None:
+    def _remember(self, path: bytes, place: _Place) -> None:
+        if len(path) <= _PATH_BYTES:
+            if len(self._places) >= _MAX_PATHS:
+                self._places.clear()
+            self._places[path] = place
+
+    async def _respond(self, request: Request, response: Response, exchange: Exchange) -> None:
         body = response.body
         length = sum(map(len, body))
-        if length < _JOIN_BELOW and len(body) != 1:
-            body = (b"".join(body),)
-        headers = list(response.headers)
-        if response.status != HTTPStatus.NO_CONTENT:
-            headers += [
-                (b"content-type", response.content_type),
-                (b"content-length", b"%d" % length),
-            ]
-        unread = request.unread
-        if unread or self._service.state is State.STOPPING:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        if len(body) == 1 and length <= _WRITE_BYTES and not unread:
-            await send({"type": "http.response.body", "body": body[0], "more_body": False})
+        headers = response.headers
+        if response.status != _NO_CONTENT:
+            headers = (*headers, (b"content-type", response.content_type))
+        unread = request.unread and not exchange.is_exhausted
+        if unread or self._service.state is _STOPPING:
+            exchange.keep_alive = False
+        if length < _JOIN_BELOW and not unread:
+            await exchange.respond(response.status, headers, b"".join(body))
             return
-        for part in _slices(body):
-            await send({"type": "http.response.body", "body": part, "more_body": True})
+        head = exchange.start(response.status, headers, length)
+        for part in _slices(body) if length else (b"",):
+            await exchange.send(head, part)
+            head = b""
         if unread:
             await linger(request)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        exchange.end()
 
 
 def _slices(parts: Sequence[bytes | memoryview]) -> Iterator[memoryview]:

@@ -1,8 +1,9 @@
-"""One port: a socket, uvicorn's protocol on it, and a tick that watches the connections.
+"""One port: a socket, HTTP or TLS and HTTP on it, and a tick that watches the connections.
 
-uvicorn's own `Server` is not used: it serves one port, takes over the process's signals, and
-sets no limit to a TLS handshake. What is left of it here is `Config`, `ServerState` and the
-protocol, which do the HTTP.
+Always true: time is bounded for a connection that says nothing, for its handshake and for its
+end; a tick, and no timer of their own, looks after all connections.
+
+Specification: RFC 8446 (TLS 1.3); RFC 9110 §6.6.1 (Date).
 """
 
 from __future__ import annotations
@@ -16,11 +17,8 @@ from email.utils import formatdate
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import uvicorn
-from uvicorn.server import ServerState
-
 from blindai.errors import ConfigurationError
-from blindai.server.protocol import BoundedProtocol
+from blindai.server.protocol import BoundedProtocol, Port
 
 if TYPE_CHECKING:
     import ssl
@@ -89,7 +87,7 @@ class Listener:
         self.address: tuple[str, int] = listening.getsockname()[:2]
         self._socket = listening
         self._limits = limits
-        self._state = ServerState()
+        self._port = Port(limits)
         self._server: asyncio.AbstractServer | None = None
         self._ticking: asyncio.Task[None] | None = None
 
@@ -105,7 +103,7 @@ class Listener:
         before = self._server
         # A copy each: closing a server closes its socket, and this one has to stay.
         self._server = await asyncio.get_running_loop().create_server(
-            partial(BoundedProtocol, self._limits, self._config(app), self._state),
+            partial(BoundedProtocol, self._port, app),
             sock=self._socket.dup(),
             ssl=context,
             backlog=_BACKLOG,
@@ -115,12 +113,12 @@ class Listener:
         if before is not None:
             before.close()
         if self._ticking is None:
-            self._set_headers()
+            self._set_stamp()
             self._ticking = asyncio.create_task(self._tick())
 
     def connections(self) -> list[BoundedProtocol]:
         """Return the connections that are open now."""
-        return list(self._state.connections)  # type: ignore[arg-type]
+        return list(self._port.connections)
 
     def stop_accepting(self) -> None:
         """Take no more connections; those that are open go on."""
@@ -131,11 +129,11 @@ class Listener:
     async def finish(self, seconds: float) -> bool:
         """Wait for the requests under way; return whether all of them ended in time."""
         ends = time.monotonic() + seconds
-        while self._state.tasks:
+        while running := [task for task in self._port.tasks.values() if not task.done()]:
             left = ends - time.monotonic()
             if left <= 0:
                 return False
-            await asyncio.wait(list(self._state.tasks), timeout=left)
+            await asyncio.wait(running, timeout=left)
         return True
 
     async def close(self) -> None:
@@ -144,13 +142,13 @@ class Listener:
         for connection in self.connections():
             connection.shutdown()
         ends = time.monotonic() + _CLOSE_SECONDS
-        while self._state.connections and time.monotonic() < ends:  # noqa: ASYNC110 - none tells
+        while self._port.connections and time.monotonic() < ends:  # noqa: ASYNC110 - none tells
             await asyncio.sleep(0.02)
         for connection in self.connections():
             connection.transport.abort()
         # To the end of what they clean up, or their threads would wait for them for ever.
         if not await self.finish(_CLOSE_SECONDS):
-            for task in list(self._state.tasks):
+            for task in list(self._port.tasks.values()):
                 task.cancel()
             await self.finish(_CLOSE_SECONDS)
         if self._ticking is not None:
@@ -158,34 +156,16 @@ class Listener:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._ticking
 
-    def _config(self, app: App) -> uvicorn.Config:
-        config = uvicorn.Config(
-            app,
-            http=BoundedProtocol,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            # Its warnings are one line for each bad request of anybody; `App` logs errors.
-            log_level="critical",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            # The whole seconds that uvicorn wants.
-            timeout_keep_alive=max(1, round(self._limits.idle_timeout)),
-        )
-        config.load()
-        return config
-
-    def _set_headers(self) -> None:
-        date = formatdate(time.time(), usegmt=True).encode()
-        self._state.default_headers = [(b"date", date), (b"server", b"blindai")]
+    def _set_stamp(self) -> None:
+        date = formatdate(time.time(), usegmt=True)
+        self._port.stamp = f"date: {date}\r\nserver: blindai".encode()
 
     async def _tick(self) -> None:
-        shortest = min(self._limits.header_timeout, self._limits.body_timeout)
+        limits = self._limits
+        shortest = min(limits.header_timeout, limits.body_timeout, limits.idle_timeout)
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(_TICK_SECONDS, shortest / 4))
-            self._set_headers()
+            self._set_stamp()
             for connection in self.connections():
                 connection.check(loop.time())

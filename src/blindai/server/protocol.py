@@ -1,34 +1,43 @@
-"""Limits on a connection that have to be kept before an application sees a request.
+"""One connection: HTTP/1.1 on llhttp, and the limits that have to be kept before a handler.
 
-uvicorn's protocol bounds neither headers nor the time that a client takes. This one does:
-bytes and time of headers, rate of bodies in both directions, pipelined requests, connections.
-Times are looked at once per tick of the listener for all connections together, so a request
-pays for no timer of its own.
+Always true: bytes and time of headers, the rate of bodies in both directions, requests sent
+ahead and connections are bounded; after the first thing that is not beyond doubt, nothing more
+of a connection is read. Times are looked at once per tick of the listener for all connections
+together, so a request pays for no timer of its own.
 
-Specification: RFC 9112 §2 to §7 (framing), RFC 9110 §15.5 (the statuses).
+What comes is received into one buffer of the port: it is taken out before the next read. The
+rest of a large body of known length goes past the parser, into the memory where it stays.
+
+Specification: RFC 9112 §2 to §7 and §9 (framing, connections), RFC 9110 §15.5 (the statuses).
+docs/adr/0007-front-end.md says why this is not uvicorn's.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from blindai.errors import BlindAIError, InvalidInput, LimitExceeded, Overloaded
+from blindai.server.events import log_event, place_of
+from blindai.server.exchange import Exchange
 
 if TYPE_CHECKING:
-    import asyncio
-
-    from uvicorn.config import Config
-    from uvicorn.server import ServerState
+    from collections.abc import Awaitable, Callable
 
     from blindai.server.config import Limits
 
-# ASGI extension: ends a connection at once. uvicorn has only the polite way, in which TLS
-# reads, for as long as it waits for the peer's good-bye, whatever the peer sends.
-ABORT: Final = "blindai.abort"
+# A read of TLS or TCP takes as much at most.
+_BUFFER_BYTES: Final = 256 << 10
+# What is left of a body from which on the parser costs more than doing without it.
+_DIRECT_FROM: Final = 64 << 10
+# Large answers go on while the kernel takes what was written before.
+_HIGH_WATER: Final = 512 << 10
 # What a connection may send ahead of the answers: each waiting request costs memory.
 _MAX_PIPELINED: Final = 16
 # ": " and the end of the line.
@@ -39,26 +48,64 @@ _LINGER_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 15.0
 
 
-class BoundedProtocol(HttpToolsProtocol):
+@dataclass(slots=True)
+class Port:
+    """What the connections of a port share.
+
+    Attributes:
+        limits: Of each of them.
+        connections: Those that are open.
+        tasks: Requests that are being answered.
+        stamp: Headers of every answer, two lines.
+        buffer: Holds what is being read, for the moment until it is taken out.
+    """
+
+    limits: Limits
+    connections: set[BoundedProtocol] = field(default_factory=set)
+    tasks: dict[Exchange, asyncio.Task[None]] = field(default_factory=dict)
+    stamp: bytes = b""
+    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(_BUFFER_BYTES)))
+
+
+class BoundedProtocol(asyncio.BufferedProtocol):
     """One connection.
 
     Args:
-        limits: What it may do.
-        config: Of uvicorn; has the application.
-        server_state: Of uvicorn; shared by the connections of a port.
+        port: That it came to.
+        app: Answers one request, whatever happens.
+
+    Attributes:
+        transport: Of asyncio.
+        loop: Of asyncio.
     """
 
-    def __init__(self, limits: Limits, config: Config, server_state: ServerState) -> None:
-        super().__init__(config, server_state, {})
-        self._limits = limits
+    def __init__(self, port: Port, app: Callable[[Exchange], Awaitable[None]]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport
+        self._port = port
+        self._limits = port.limits
+        self._app = app
+        self._parser = httptools.HttpRequestParser(self)
         now = self.loop.time()
         self._problem: tuple[BlindAIError, HTTPStatus] | None = None
         self._refused_at: float | None = None
         self._closing_at: float | None = None
+        # Exchanges: the one that is being answered, those behind it, the one being received.
+        self._current: Exchange | None = None
+        self._ahead: deque[Exchange] = deque()
+        self._incoming: Exchange | None = None
         # The message that is being received.
         self._headers_since: float | None = now
-        self._in_body = False
+        self._idle_since: float | None = None
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._repeated: list[bytes] = []
         self._header_bytes = 0
+        self._max_header_bytes = port.limits.max_header_bytes
+        # Of a body of known length; and whether they go past the parser, into a handler's memory.
+        self._left = 0
+        self._is_direct = False
+        self._in_place = False
         # Raw bytes since the parser last got anywhere: bounds what it may hold back.
         self._overhead = 0
         self._progress = False
@@ -68,78 +115,199 @@ class BoundedProtocol(HttpToolsProtocol):
         # What waits to be sent, and since when it has been watched.
         self._pending = 0
         self._pending_at = now
+        self._is_reading_paused = False
+        self._drained: asyncio.Future[None] | None = None
+
+    # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, unless there are too many connections already."""
-        super().connection_made(transport)
-        if len(self.connections) > self._limits.max_connections:
+        self.transport = transport
+        transport.set_write_buffer_limits(_HIGH_WATER)
+        self._port.connections.add(self)
+        if len(self._port.connections) > self._limits.max_connections:
             error = Overloaded("the server has as many connections as it accepts")
             self._refuse(error, HTTPStatus.SERVICE_UNAVAILABLE)
 
-    def data_received(self, data: bytes) -> None:
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Tell whoever waits for it that the client is gone."""
+        self._port.connections.discard(self)
+        for exchange in (self._current, self._incoming, *self._ahead):
+            if exchange is not None:
+                exchange.lose()
+        self._ahead.clear()
+        self._incoming = None
+        self.resume_writing()
+
+    def get_buffer(self, _size: int) -> memoryview:
+        """Return where to put what comes: where it stays, if that is known."""
+        room = self._incoming.room if self._is_direct and self._incoming is not None else None
+        self._in_place = room is not None
+        return self._port.buffer if room is None else room
+
+    def buffer_updated(self, count: int) -> None:
         """Take what the peer sent; after a refusal, drop it."""
         if self._refused_at is not None:
             return
-        self._progress = False
-        super().data_received(data)
-        self._overhead = 0 if self._progress else self._overhead + len(data)
-        if self._overhead > self._limits.max_header_bytes and self._refused_at is None:
-            self._refuse(*self._too_many_bytes())
+        if self._is_direct:
+            self._take_body(count)
+        else:
+            self._parse(self._port.buffer[:count])
+
+    def eof_received(self) -> None:
+        """Let the transport close: who sends no more is taken to be gone."""
+
+    def pause_writing(self) -> None:
+        """Make `drain` wait."""
+        if self._drained is None:
+            self._drained = self.loop.create_future()
+
+    def resume_writing(self) -> None:
+        """Let `drain` go on."""
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+
+    # What the parser calls.
 
     def on_message_begin(self) -> None:
         """See the first byte of a request."""
-        super().on_message_begin()
         self._progress = True
+        self._target = b""
+        self._headers = {}
+        self._repeated = []
         self._header_bytes = 0
         self._headers_since = self.loop.time()
+        self._idle_since = None
         # Who asks again has taken the answer before.
         self._pending = 0
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the request line."""
-        self._count_header(len(url))
-        super().on_url(url)
+        self._header_bytes += len(url)
+        if self._header_bytes > self._max_header_bytes:
+            self._fail(*self._too_many_bytes())
+        self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header. Trailers of a chunked body are counted and dropped (RFC 9110 §6.5.1)."""
-        self._count_header(len(name) + len(value) + _HEADER_OVERHEAD)
-        if not self._in_body:
-            super().on_header(name, value)
+        self._header_bytes += len(name) + len(value) + _HEADER_OVERHEAD
+        if self._header_bytes > self._max_header_bytes:
+            self._fail(*self._too_many_bytes())
+        if self._incoming is None:
+            name = name.lower()
+            if name in self._headers:
+                self._repeated.append(name)
+            self._headers[name] = value
 
     def on_headers_complete(self) -> None:
-        """Hand the request to the application, or queue it behind others."""
-        if self.parser.should_upgrade():
+        """Answer the request, or queue it behind others."""
+        parser = self._parser
+        version = parser.get_http_version()
+        if version != "1.1" and version != "1.0":  # noqa: PLR1714 - compares faster
+            error = InvalidInput(f"expected HTTP/1.1, came HTTP/{version}")
+            self._fail(error, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+        if parser.should_upgrade():
             # Behind an upgrade, parser and proxy may disagree about where a request ends.
             self._fail(InvalidInput("expected no CONNECT and no Upgrade"), HTTPStatus.BAD_REQUEST)
-        if len(self.pipeline) >= _MAX_PIPELINED:
-            error = Overloaded(f"expected at most {_MAX_PIPELINED} pipelined requests")
-            self._fail(error, HTTPStatus.SERVICE_UNAVAILABLE)
-        super().on_headers_complete()
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        scope["extensions"] = {ABORT: self.transport.abort}
+        if len(self._ahead) >= _MAX_PIPELINED:
+            full = Overloaded(f"expected at most {_MAX_PIPELINED} pipelined requests")
+            self._fail(full, HTTPStatus.SERVICE_UNAVAILABLE)
+        path, query = self._split_target()
+        exchange = Exchange(
+            self,
+            parser.get_method().decode("ascii"),
+            path,
+            query,
+            version,
+            self._headers,
+            repeated=self._repeated,
+            keep_alive=version == "1.1" and parser.should_keep_alive(),
+        )
         self._progress = True
         self._headers_since = None
-        self._in_body = True
-        self._window_at = self.loop.time()
-        self._window_bytes = 0
+        self._incoming = exchange
+        if b"transfer-encoding" not in self._headers:
+            # The parser has refused anything but digits.
+            self._left = int(self._headers.get(b"content-length", 0))
+        self._window_at, self._window_bytes = self.loop.time(), 0
+        if self._current is None:
+            self._answer(exchange)
+        else:
+            self._ahead.append(exchange)
+            self.pause_reading()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         self._progress = True
         self._window_bytes += len(body)
-        super().on_body(body)
+        self._left -= len(body)
+        if self._incoming is not None:
+            self._incoming.feed(body)
 
     def on_message_complete(self) -> None:
         """See the last byte of a request."""
         self._progress = True
-        self._in_body = False
-        super().on_message_complete()
+        exchange, self._incoming = self._incoming, None
+        self._left = 0
+        if exchange is not None:
+            exchange.finish()
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what the parser did not take; uvicorn calls this."""
-        del msg  # ours say more
-        error = InvalidInput("expected HTTP/1.1, came something else")
-        self._refuse(*(self._problem or (error, HTTPStatus.BAD_REQUEST)))
+    # What an exchange calls.
+
+    @property
+    def stamp(self) -> bytes:
+        """The headers that all answers have."""
+        return self._port.stamp
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send."""
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
+    def pause_reading(self) -> None:
+        """Take nothing more for now."""
+        if not self._is_reading_paused and not self.transport.is_closing():
+            self._is_reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on."""
+        if self._is_reading_paused and not self.transport.is_closing():
+            self._is_reading_paused = False
+            self.transport.resume_reading()
+
+    async def drain(self) -> None:
+        """Wait until there is room for more to send, or nobody to send it to."""
+        if self._drained is not None:
+            await self._drained
+
+    def ended(self, exchange: Exchange) -> None:
+        """Go on with the next request, or end the connection."""
+        if exchange is not self._current:
+            return
+        self._current = None
+        if not exchange.keep_alive or exchange.more_body:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            if self._ahead:
+                self._answer(self._ahead.popleft())
+            elif self._headers_since is None:
+                self._idle_since = self.loop.time()
+            self.resume_reading()
+
+    def abort(self) -> None:
+        """End at once."""
+        self.transport.abort()
+
+    # What the listener calls.
+
+    def shutdown(self) -> None:
+        """Close after the answer under way, or now."""
+        if self._current is None:
+            self.transport.close()
+        else:
+            self._current.keep_alive = False
 
     def check(self, now: float) -> None:
         """Cut the connection off if the peer is too slow; called once per tick.
@@ -152,22 +320,94 @@ class BoundedProtocol(HttpToolsProtocol):
             if now - self._closing_at > (_CLOSE_SECONDS if self._refused_at is None else 0):
                 self.transport.abort()
         elif self._refused_at is not None:
-            if not self._is_busy() and now - self._refused_at > _LINGER_SECONDS:
+            if self._current is None and now - self._refused_at > _LINGER_SECONDS:
                 self.transport.close()
+        elif self._idle_since is not None and now - self._idle_since > self._limits.idle_timeout:
+            self.transport.close()
         elif self._is_late(now):
             self._refuse(LimitExceeded("the request came too slowly"), HTTPStatus.REQUEST_TIMEOUT)
             self.transport.close()
         else:
             self._check_sending(now)
 
+    # Receiving.
+
+    def _parse(self, data: memoryview) -> None:
+        self._progress = False
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            error = InvalidInput("expected HTTP/1.1, came something else")
+            self._refuse(*(self._problem or (error, HTTPStatus.BAD_REQUEST)))
+            return
+        self._overhead = 0 if self._progress else self._overhead + len(data)
+        if self._overhead > self._max_header_bytes:
+            self._refuse(*self._too_many_bytes())
+        elif self._left > _DIRECT_FROM:
+            # All that was read is the parser's, all that is left is the body's.
+            self._is_direct = True
+
+    def _take_body(self, count: int) -> None:
+        """Take a part of the body without the parser; what is behind the body is the parser's."""
+        exchange = self._incoming
+        taken = min(count, self._left)
+        self._left -= taken
+        self._window_bytes += taken
+        if exchange is not None:
+            if self._in_place:
+                exchange.advance(taken)
+            else:
+                exchange.feed(bytes(self._port.buffer[:taken]))
+        if not self._left:
+            self._is_direct = False
+            self._parser = httptools.HttpRequestParser(self)
+            self.on_message_complete()
+            if taken < count:
+                self._parse(self._port.buffer[taken:count])
+
+    def _split_target(self) -> tuple[bytes, bytes]:
+        """Return path and query of the request line, in any of the forms of RFC 9112 §3.2."""
+        target = self._target
+        if b"#" in target:
+            error = InvalidInput("expected no fragment in the request line")
+            self._fail(error, HTTPStatus.BAD_REQUEST)
+        if not target.startswith(b"/"):
+            parsed = httptools.parse_url(target)
+            return parsed.path or b"/", parsed.query or b""
+        path, _, query = target.partition(b"?")
+        return path, query
+
+    def _answer(self, exchange: Exchange) -> None:
+        self._current = exchange
+        self._port.tasks[exchange] = self.loop.create_task(self._serve(exchange))
+
+    async def _serve(self, exchange: Exchange) -> None:
+        try:
+            await self._app(exchange)
+        except Exception as error:  # noqa: BLE001 - the connection ends, the log has a place
+            log_event(
+                "internal_error",
+                level="error",
+                error=type(error).__name__,
+                place=place_of(error),
+            )
+        finally:
+            del self._port.tasks[exchange]
+            if exchange is self._current:
+                # Without an answer: whoever waits for one learns that none comes.
+                self._current = None
+                self.transport.abort()
+
+    # Limits.
+
     def _is_late(self, now: float) -> bool:
         """Return whether headers or body take too long."""
         if self._headers_since is not None:
             waited = now - self._headers_since
-            return not self._is_busy() and waited > self._limits.header_timeout
-        if not self._in_body:
+            return self._current is None and waited > self._limits.header_timeout
+        if self._incoming is None:
             return False
-        if self.flow.read_paused:
+        if self._is_reading_paused:
             # It is the server that does not read.
             self._window_at, self._window_bytes = now, 0
         if now - self._window_at <= self._limits.body_timeout:
@@ -187,50 +427,45 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.abort()
             self._pending, self._pending_at = pending, now
 
-    def _is_busy(self) -> bool:
-        """Return whether a request is waiting for its answer, or for the rest of it."""
-        cycle: Any = self.cycle
-        return cycle is not None and not cycle.response_complete and not cycle.disconnected
-
-    def _count_header(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > self._limits.max_header_bytes:
-            self._fail(*self._too_many_bytes())
-
     def _too_many_bytes(self) -> tuple[BlindAIError, HTTPStatus]:
-        most = self._limits.max_header_bytes
+        most = self._max_header_bytes
         error = LimitExceeded(f"expected headers of at most {most} bytes, came more")
         return error, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
     def _fail(self, error: BlindAIError, status: HTTPStatus) -> None:
-        """Make the parser stop; it is uvicorn then that calls `send_400_response`."""
+        """Make the parser stop; `_parse` then refuses."""
         self._problem = error, status
         raise error
 
     def _refuse(self, error: BlindAIError, status: HTTPStatus) -> None:
         """Answer with an error, if an answer can be told apart from others, and take no more."""
         self._refused_at = self.loop.time()
-        cycle: Any = self.cycle
-        if self._is_busy():
-            if not cycle.more_body:
+        self._idle_since = None
+        # What is under way counts as answered from the last of the requests that are whole.
+        whole = [*self._ahead] if self._incoming is None else [*self._ahead][:-1]
+        current = self._current
+        if current is not None:
+            if current is not self._incoming:
                 # What came before it was in order: that is answered, and nothing else.
-                cycle.keep_alive = False
+                last = whole[-1] if whole else current
+                self._ahead = deque(whole)
+                last.keep_alive = False
                 return
-            # The application waits for a body that will not come.
-            cycle.disconnected = True
-            cycle.message_event.set()
-            if self.pipeline or cycle.response_started:
+            # The handler waits for a body that will not come.
+            is_started = current.is_started
+            current.lose()
+            if is_started:
                 self.transport.close()
                 return
+            self._current = None
         body = msgspec.json.encode({"error": str(error), "type": type(error).__name__})
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
+        lines = [
+            b"HTTP/1.1 %d %s" % (status, status.phrase.encode()),
+            self.stamp,
+            b"content-type: application/json",
+            b"content-length: %d" % len(body),
+            b"connection: close",
         ]
         if isinstance(error, Overloaded):
-            headers.append((b"retry-after", b"1"))
-        lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
-        lines += [name + b": " + value for name, value in headers]
+            lines.append(b"retry-after: 1")
         self.transport.write(b"\r\n".join([*lines, b"", body]))

@@ -1,4 +1,4 @@
-"""A request as ASGI delivers it: headers in one dictionary, a body that is read within limits.
+"""A request as handlers see it: headers in one dictionary, a body that is read within limits.
 
 Always true: no more of a body is held than was actually received, however much is announced;
 `unread` says whether something of the body may still come.
@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
 import numpy as np
 
 from blindai.errors import ConnectionFailed, InvalidInput, LimitExceeded, Overloaded
 from blindai.server.encoding import IDENTITY, inflate
-from blindai.server.protocol import ABORT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from blindai.server.exchange import Exchange
     from blindai.server.limits import Share
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 # After an early answer, what the client is still sending is read for so long and so far:
 # closing at once would reset the connection and could take the answer away with it.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 8 << 20
+
+# Above, a body is received straight into memory of its size.
+_IN_PLACE_FROM: Final = 64 << 10
 
 # Of these, a proxy may take the first and this server the last.
 _SINGLE: Final = frozenset(
@@ -48,11 +48,9 @@ class Request:
     """One request.
 
     Args:
-        scope: Of ASGI.
-        receive: Of ASGI.
+        exchange: On a connection.
 
     Attributes:
-        abort: Ends the connection at once.
         method: "GET" and so on.
         raw_path: As it was sent, percent-encoded.
         repeated: Headers that came more than once, though they may come once only.
@@ -63,9 +61,7 @@ class Request:
     """
 
     __slots__ = (
-        "_query",
-        "_receive",
-        "abort",
+        "_exchange",
         "headers",
         "http_version",
         "method",
@@ -75,16 +71,13 @@ class Request:
         "unread",
     )
 
-    def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
-        self._receive = receive
-        self._query: bytes = scope["query_string"]
-        self.abort: Callable[[], None] = scope["extensions"][ABORT]
-        self.method: str = scope["method"]
-        self.raw_path: bytes = scope["raw_path"]
-        self.http_version: str = scope["http_version"]
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
-        self.headers = dict(headers)
-        self.repeated = () if len(headers) == len(self.headers) else _repeated(headers)
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.method = exchange.method
+        self.raw_path = exchange.raw_path
+        self.http_version = exchange.http_version
+        self.headers = exchange.headers
+        self.repeated = _SINGLE.intersection(exchange.repeated) if exchange.repeated else ()
         self.name = ""
         self.unread = self.content_length != 0
 
@@ -114,16 +107,16 @@ class Request:
         """
         try:
             pairs = parse_qsl(
-                self._query.decode("ascii"),
+                self._exchange.query.decode("ascii"),
                 keep_blank_values=True,
-                strict_parsing=bool(self._query),
+                strict_parsing=bool(self._exchange.query),
                 errors="strict",
                 max_num_fields=16,
             )
         except ValueError:
             pairs = []
         parameters = dict(pairs)
-        if len(parameters) != len(pairs) or (self._query and not pairs):
+        if len(parameters) != len(pairs) or (self._exchange.query and not pairs):
             msg = "expected a query of name=value, each name once"
             raise InvalidInput(msg)
         return parameters
@@ -160,43 +153,36 @@ class Request:
         length = self.content_length
         if length is not None and length > limit:
             raise _too_large(limit)
+        if length is not None and length > _IN_PLACE_FROM:
+            return await self._fill(length, share)
         first = await self._next() if self.unread else b""
         share.grow(len(first))
         if len(first) > limit:
             raise _too_large(limit)
-        if not self.unread:
-            return first
-        if length is None:
-            return await self._grow(bytearray(first), limit, share)
-        return await self._fill(first, length, share)
+        return first if not self.unread else await self._grow(bytearray(first), limit, share)
 
     async def gone(self) -> bool:
-        """Wait until something happens to a request that was read; return whether it ended."""
-        return bool((await self._receive())["type"] == "http.disconnect")
+        """Wait until a request that was read ends; return whether its client went away."""
+        return await self._exchange.wait_for_end()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._exchange.abort()
 
     async def _next(self) -> bytes:
-        message = await self._receive()
-        if message["type"] != "http.request":
-            msg = "the client went away"
-            raise ConnectionFailed(msg)
-        self.unread = message["more_body"]
-        chunk: bytes = message["body"]
+        chunk = await self._exchange.receive()
+        self.unread = not self._exchange.is_exhausted
         return chunk
 
-    async def _fill(self, first: bytes, length: int, share: Share) -> memoryview:
+    async def _fill(self, length: int, share: Share) -> memoryview:
         """Read a body of known length into memory that it alone touches, page by page."""
         try:
             buffer = np.empty(length, np.uint8).data
         except MemoryError:
             msg = f"no memory for a body of {length} bytes"
             raise Overloaded(msg) from None
-        buffer[: len(first)] = first
-        position = len(first)
-        while self.unread:
-            chunk = await self._next()
-            share.grow(len(chunk))
-            buffer[position : position + len(chunk)] = chunk
-            position += len(chunk)
+        await self._exchange.fill(buffer, share.grow)
+        self.unread = False
         return buffer
 
     async def _grow(self, buffer: bytearray, limit: int, share: Share) -> memoryview:
@@ -224,8 +210,3 @@ async def linger(request: Request) -> None:
 
 def _too_large(limit: int) -> LimitExceeded:
     return LimitExceeded(f"expected a body of at most {limit} bytes, came more")
-
-
-def _repeated(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, ...]:
-    names = [name for name, _ in headers if name in _SINGLE]
-    return tuple(name for name in set(names) if names.count(name) > 1)
