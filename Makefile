@@ -76,8 +76,21 @@ format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.dev ## Check that every link and file named in the documentation exists
+docs: $(VENV)/.dev $(VENV)-docs/.done ## Build the documentation into site/, strictly, and test what it says
+	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
 	@$(BIN)/python -m pytest -q tests/docs
+	@echo "site/index.html: every link leads somewhere, every command shown was run or parsed"
+
+$(VENV)-docs/.done: requirements/docs.txt requirements/client.txt pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --clear --python $(PYTHON) $(VENV)-docs; \
+	  uv pip install --quiet --python $(VENV)-docs/bin/python --require-hashes -r requirements/docs.txt -r requirements/client.txt; \
+	else \
+	  $(PYTHON) -m venv --clear $(VENV)-docs; \
+	  $(VENV)-docs/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt -r requirements/client.txt; \
+	fi
+	@echo "$(CURDIR)/src" > $$($(VENV)-docs/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/blindai-source.pth
+	@touch $@
 
 conformance: $(VENV)/.dev ## Run ONNX's own test cases through a server, against onnxruntime in process
 	@$(BIN)/python -m tests.conformance
@@ -101,6 +114,7 @@ lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without in
 	@$(COMPILE) --group pyproject.toml:hardware -o requirements/hardware.txt
 	@$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
 	@$(COMPILE) requirements/build.in -o requirements/build.txt
+	@$(COMPILE) -c requirements/client.txt requirements/docs.in -o requirements/docs.txt
 	@$(COMPILE) requirements/clients.in -o requirements/clients.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server --extra tpm -o requirements/vm.txt
 	@$(COMPILE) requirements/vm-build.in -o requirements/vm-build.txt
