@@ -9,7 +9,6 @@ Specification: RFC 9110 and RFC 9112.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -256,40 +255,24 @@ def _check_framing(request: Request) -> Response | None:
     return None
 
 
-async def wait_for_stop(request: Request, stop: Callable[[], None]) -> None:
-    """Call `stop` when the client of a request that was read goes away."""
-    if await request.gone():
-        stop()
-
-
 class GoneWatch:
-    """Stops work whose client has gone; costs short work nothing but a timer.
+    """Stops work whose client goes away meanwhile.
 
-    Use it in a `with` statement around the work.
+    Use it in a `with` statement around the work, after the request's body was read.
 
     Args:
-        request: Whose body was read.
+        request: That is worked on.
         stop: What to do then.
-        after: Seconds before it begins to watch.
     """
 
-    __slots__ = ("_after", "_request", "_stop", "_task", "_timer")
+    __slots__ = ("_request", "_stop")
 
-    def __init__(self, request: Request, stop: Callable[[], None], *, after: float = 0.05) -> None:
+    def __init__(self, request: Request, stop: Callable[[], None]) -> None:
         self._request = request
         self._stop = stop
-        self._after = after
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._after, self._watch)
+        self._request.watch(self._stop)
 
     def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-
-    def _watch(self) -> None:
-        self._task = asyncio.create_task(wait_for_stop(self._request, self._stop))
+        self._request.watch(None)

@@ -92,6 +92,7 @@ class Exchange:
         "_expects_continue",
         "_left",
         "_line",
+        "_on_gone",
         "_parts",
         "_position",
         "_target",
@@ -142,6 +143,7 @@ class Exchange:
         self._target: memoryview | None = None
         self._position = 0
         self._waiter: asyncio.Future[None] | None = None
+        self._on_gone: Callable[[], None] | None = None
         # Of the answer, after what was sent of it.
         self._left = 0
 
@@ -186,11 +188,18 @@ class Exchange:
         finally:
             self._target = None
 
-    async def wait_for_end(self) -> bool:
-        """Wait until the answer is complete or the client went away; return whether it did."""
-        while not self.is_gone and not self.is_complete:
-            await self._wait()
-        return self.is_gone
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        """Call something as soon as the client goes away, and so at once if it has; or stop that.
+
+        Args:
+            on_gone: To be called; `None`: nothing any more.
+        """
+        self._on_gone = on_gone
+        if on_gone is not None:
+            # Who is not read from is not seen to leave.
+            self._line.resume_reading()
+            if self.is_gone:
+                on_gone()
 
     def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes:
         """Return the head of the answer, to be sent with what comes first of its body.
@@ -318,6 +327,8 @@ class Exchange:
         """Take note that the client went away, or that nothing more of it is read."""
         self.is_gone = True
         self._wake()
+        if self._on_gone is not None:
+            self._on_gone()
 
     def _check_presence(self) -> None:
         if self.is_gone:

@@ -17,7 +17,7 @@ from blindai.errors import ConnectionFailed, InvalidInput, LimitExceeded, Overlo
 from blindai.server.encoding import IDENTITY, inflate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from blindai.server.exchange import Exchange
     from blindai.server.limits import Share
@@ -161,9 +161,13 @@ class Request:
             raise _too_large(limit)
         return first if not self.unread else await self._grow(bytearray(first), limit, share)
 
-    async def gone(self) -> bool:
-        """Wait until a request that was read ends; return whether its client went away."""
-        return await self._exchange.wait_for_end()
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        """Call something as soon as the client goes away, and so at once if it has; or stop that.
+
+        Args:
+            on_gone: To be called; `None`: nothing any more.
+        """
+        self._exchange.watch(on_gone)
 
     def abort(self) -> None:
         """End the connection at once."""
