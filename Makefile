@@ -76,6 +76,13 @@ format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+images: $(VENV)/.dev ## Build the container images with podman or docker
+	@$(BIN)/python deploy/containers/build.py
+
+images-test: images ## Start each image, verify it and use it from outside
+	@BLINDAI_IMAGES=1 $(BIN)/python -m pytest -q tests/deploy/test_images.py
+	@echo "images: started as they are and hardened, verified from outside, predicted, stopped by SIGTERM"
+
 docs: $(VENV)/.dev $(VENV)-docs/.done ## Build the documentation into site/, strictly, and test what it says
 	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
 	@$(BIN)/python -m pytest -q tests/docs

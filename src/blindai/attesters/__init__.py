@@ -14,7 +14,6 @@ from blindai.attesters.base import Attester, Finding, Machine
 from blindai.attesters.detect import find_platform, probe
 from blindai.attesters.nitro import NitroAttester
 from blindai.attesters.sgx import SgxAttester
-from blindai.attesters.simulation import SimulationAttester
 from blindai.attesters.tpm import TpmAttester
 from blindai.attesters.tsm import TsmAttester
 from blindai.errors import ConfigurationError
@@ -32,6 +31,16 @@ __all__ = [
     "probe",
 ]
 
+
+def _simulation(_: Machine) -> Attester:
+    try:
+        from blindai.attesters.simulation import SimulationAttester  # noqa: PLC0415 - may be gone
+    except ModuleNotFoundError as error:
+        msg = "there is no simulation in this installation, which is for trusted hardware only"
+        raise ConfigurationError(msg) from error
+    return SimulationAttester()
+
+
 # GPUs are not here: they are devices, and attest beside a machine (`nvidia_gpu`).
 ATTESTERS: Final[dict[Platform, Callable[[Machine], Attester]]] = {
     Platform.SGX: SgxAttester,
@@ -40,7 +49,7 @@ ATTESTERS: Final[dict[Platform, Callable[[Machine], Attester]]] = {
     Platform.TDX: partial(TsmAttester, Platform.TDX),
     Platform.AZURE_VTPM: AzureAttester,
     Platform.TPM: TpmAttester,
-    Platform.SIMULATION: lambda _: SimulationAttester(),
+    Platform.SIMULATION: _simulation,
 }
 
 

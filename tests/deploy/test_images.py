@@ -1,0 +1,128 @@
+"""The images as `make images` built them: started, verified and used from outside.
+
+Run by `make images-test`; anywhere else they are skipped, because they have to be built first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+import blindai
+from tests.cli.conftest import tiny_model
+from tests.deploy.programs import DEPLOY
+from tests.docs.test_readme import free_ports
+
+pytestmark = [
+    pytest.mark.skipif(
+        os.environ.get("BLINDAI_IMAGES") != "1", reason="`make images-test` runs them"
+    ),
+    pytest.mark.filterwarnings("ignore::blindai.SimulationWarning"),
+]
+ENGINE = shutil.which("podman") or "docker"
+HARDENED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--tmpfs=/tmp")
+
+
+def engine(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run podman or docker."""
+    settings = {"CONTAINERS_CONF": str(DEPLOY / "containers" / "containers.conf")}
+    return subprocess.run(
+        [ENGINE, *arguments],
+        env=settings | os.environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=check,
+    )
+
+
+@contextlib.contextmanager
+def container(image: str, *options: str, command: tuple[str, ...] = ()):
+    """Yield a running container's name; it is stopped, and its exit code checked, at the end."""
+    name = engine("run", "--detach", *options, image, *command).stdout.strip()
+    try:
+        yield name
+        engine("stop", "--time", "20", name)
+        code = engine("inspect", "--format", "{{.State.ExitCode}}", name).stdout.strip()
+        assert code == "0", engine("logs", name).stdout
+    finally:
+        engine("rm", "--force", name)
+
+
+def ready(name: str) -> dict[str, str]:
+    """Return the token that a server prints, once it is ready."""
+    for _ in range(150):
+        done = engine("logs", name, check=False)
+        text = done.stdout + done.stderr
+        if "\nready " in text:
+            (token,) = (line.split()[-1] for line in text.splitlines() if line.startswith("token"))
+            return {"token": token, "log": text}
+        time.sleep(0.2)
+    raise AssertionError(text)
+
+
+@pytest.mark.parametrize("options", [(), HARDENED], ids=["as it is", "hardened"])
+def test_server_in_simulation(options, tmp_path):
+    """It starts with nothing but its ports, and is verified and used from outside."""
+    attested, public = free_ports(2)
+    model = tmp_path / "model.onnx"
+    model.write_bytes(tiny_model())
+    ports = ("-p", f"127.0.0.1:{attested}:50051", "-p", f"127.0.0.1:{public}:50052")
+    with container("blindai-server-sim", *ports, *options) as name:
+        found = ready(name)
+        assert "SIMULATION" in found["log"]
+        address = f"127.0.0.1:{attested}"
+        with pytest.raises(blindai.AttestationError, match="simulat"):
+            blindai.connect(address, policy=blindai.Policy.from_toml(OTHER_POLICY))
+        with blindai.connect(address, simulation=True, token=found["token"]) as client:
+            client.upload_model(model, name="tiny")
+            result = client.run_model("tiny", {"x": np.ones((1, 4), np.float32)})
+            assert result[0].tolist() == [[2, 2, 2, 2]]
+        health = engine("healthcheck", "run", name, check=False)
+        assert health.returncode == 0, health.stdout
+
+
+OTHER_POLICY = """
+version = 1
+[[accept]]
+platform = "sev-snp"
+measurement = ["%s"]
+""" % ("ab" * 48)
+
+
+def test_user_and_files():
+    """It is nobody of importance, and brings neither compiler nor installer."""
+    shown = json.loads(engine("image", "inspect", "blindai-server-sim").stdout)[0]["Config"]
+    assert shown["User"] == "10001"
+    assert shown["StopSignal"] in {"SIGTERM", "15"}
+    program = (
+        "import os, shutil; print(os.getuid(), shutil.which('gcc'), shutil.which('pip'),"
+        " os.access('/opt/blindai', os.W_OK))"
+    )
+    done = engine(
+        "run", "--rm", "--entrypoint", "python3", "blindai-server-sim", "-I", "-c", program
+    )
+    assert done.stdout.split() == ["10001", "None", "None", "False"]
+
+
+def test_hardware_image_cannot_simulate():
+    """Neither by its default nor when it is asked to; and it says what it looked for."""
+    done = engine("run", "--rm", "blindai-server", check=False)
+    assert done.returncode == 2
+    assert "no trusted hardware" in done.stderr
+    assert "sev-snp" in done.stderr
+    done = engine("run", "--rm", "blindai-server", "--platform", "simulation", check=False)
+    assert done.returncode == 2
+    assert "no simulation in this installation" in done.stderr
+    done = engine(
+        *("run", "--rm", "--entrypoint", "python3", "blindai-server", "-I", "-c"),
+        "import tpm2_pytss, onnxruntime; print('ok')",
+    )
+    assert done.stdout.strip() == "ok"
