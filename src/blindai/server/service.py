@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from blindai.inference.tensors import Tensor
     from blindai.server.config import ServerConfig
 
-# Of chunks between the network and the disk: at most 320 KiB each, as uvicorn reads them.
+# Of chunks between the network and the disk: at most 512 KiB each, as the protocol holds them.
 _PIPE_SLOTS: Final = 16
 # A request's bytes up to which decoding takes less than the hop to a thread, or little more.
 _SMALL: Final = 4096
