@@ -140,6 +140,7 @@ async def sign_alone(batch: int, repeats: int = 400) -> float:
                 wish=ReceiptWish(bytes(32), bytes(32)),
                 kind=Kind.RUN,
                 model_sha256=bytes(32),
+                model_form="onnx.fp32",
                 inputs=digest_tensors(inputs),
                 outputs=digest_tensors(outputs),
                 request_sha256=digest_parts([body]),

@@ -48,6 +48,7 @@ class Signer(Server):
         honest = Statement(
             kind=Kind.RUN,
             model_sha256=hashlib.sha256(MODEL).digest(),
+            model_form="onnx.fp32",
             inputs=digests(INPUTS),
             outputs=digests(OUTPUTS),
             request_sha256=hashlib.sha256(REQUEST).digest(),

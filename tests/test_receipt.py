@@ -143,6 +143,7 @@ def test_another_field_by_name(server, field, value, step, match):
     [
         ("kind", Kind.UPLOAD, "key"),
         ("model_sha256", OTHER, "differs in model$"),
+        ("model_form", "onnx.int8", "key"),
         ("inputs", (), "differs in inputs$"),
         ("outputs", (), "differs in outputs$"),
         ("request_sha256", OTHER, "differs in request$"),

@@ -108,7 +108,7 @@ class ReceiptResult:
             f"{head}: receipt of {'an upload' if stated.kind == 'upload' else 'a run'}",
             f"  signed at   {stated.time:%Y-%m-%d %H:%M:%S}Z (the server's clock)",
             f"  platform    {stated.platform}, BlindAI {stated.server_version}",
-            f"  model       sha256:{stated.model_sha256.hex()}",
+            f"  model       sha256:{stated.model_sha256.hex()}, run by {stated.model_form}",
         ]
         for kind, tensors in (("input", stated.inputs), ("output", stated.outputs)):
             lines += [f"  {kind:<11} {_describe(tensor)}" for tensor in tensors]

@@ -54,6 +54,7 @@ statements = st.builds(
     Statement,
     kind=st.sampled_from(Kind),
     model_sha256=digest,
+    model_form=st.text(max_size=20),
     inputs=st.lists(tensor, max_size=4).map(tuple),
     outputs=st.lists(tensor, max_size=4).map(tuple),
     request_sha256=digest,
@@ -147,6 +148,7 @@ def test_another_statement_under_a_good_signature(receipt, name):
         "nonce": b"other",
         "time": STATEMENT.time + timedelta(milliseconds=1),
         "server_version": "0",
+        "model_form": "onnx.int8",
         "platform": Platform.TDX,
         "simulated": False,
     }.get(name, OTHER)

@@ -110,7 +110,7 @@ def test_an_upload_becomes_a_model_by_name_and_by_sha256(store, files):
     assert record.sha256 == sha256(ONE)
     assert record.size == len(ONE)
     assert [str(spec) for spec in record.inputs] == ["FP32[n]"]
-    assert (record.engine, record.loaded_at, record.precision) == ("counting", NOW, "as-uploaded")
+    assert (record.engine, record.loaded_at, str(record.form)) == ("counting", NOW, "onnx.fp32")
     assert store.records() == [record]
     assert files() == [f"{sha256(ONE)}.onnx"]
     for key in ("plus-one", sha256(ONE), sha256(ONE).upper(), f"sha256:{sha256(ONE)}"):
@@ -159,7 +159,7 @@ def test_a_name_keeps_its_weights_unless_told_otherwise(store, files):
     """Other bytes under the same name are a conflict, which says both SHA-256."""
     put(store, "a", ONE)
     held = store.get("a")
-    with pytest.raises(ModelConflict, match=f"{sha256(ONE)}; came another with {sha256(TWO)}"):
+    with pytest.raises(ModelConflict, match=rf"{sha256(ONE)} \(onnx.fp32\); came another with {sha256(TWO)}"):
         put(store, "a", TWO)
     assert files() == [f"{sha256(ONE)}.onnx"]
     record = put(store, "a", TWO, replace=True)

@@ -124,7 +124,7 @@ def test_wishes_that_cannot_be_understood(server, parameters):
 def facts(nonce=b"", *, tensors=0):
     """Return what a run of nothing states."""
     outputs = tuple(TensorDigest(f"y{i}", "FP32", (1,), OTHER) for i in range(tensors))
-    return Facts(ReceiptWish(nonce, None), Kind.RUN, OTHER, (), outputs, OTHER, OTHER)
+    return Facts(ReceiptWish(nonce, None), Kind.RUN, OTHER, "onnx.fp32", (), outputs, OTHER, OTHER)
 
 
 @pytest.fixture

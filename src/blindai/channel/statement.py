@@ -106,6 +106,7 @@ class Statement:
     Attributes:
         kind: Which of the two.
         model_sha256: Of the model's file.
+        model_form: Engine and precision that ran it, such as "onnx.fp32".
         inputs: That the model got, in the order of the request; none for an upload.
         outputs: That it gave, in the order of the answer; none for an upload.
         request_sha256: Of the request's body as it was sent; the model's file, for an upload.
@@ -121,6 +122,7 @@ class Statement:
 
     kind: Kind
     model_sha256: bytes
+    model_form: str
     inputs: tuple[TensorDigest, ...]
     outputs: tuple[TensorDigest, ...]
     request_sha256: bytes
@@ -146,6 +148,7 @@ class Statement:
                 "version": RECEIPT_VERSION,
                 "kind": str(self.kind),
                 "model_sha256": self.model_sha256,
+                "model_form": self.model_form,
                 "inputs": [_tensor_to_data(tensor) for tensor in self.inputs],
                 "outputs": [_tensor_to_data(tensor) for tensor in self.outputs],
                 "request_sha256": self.request_sha256,
@@ -186,6 +189,7 @@ class Statement:
             outputs=_tensors(fields["outputs"], "outputs"),
             nonce=read_bytes(fields, "nonce", at_most=MAX_NONCE),
             time=_time(fields["time"]),
+            model_form=_text(fields["model_form"], "model_form", _MAX_WORD),
             server_version=_text(fields["server_version"], "server_version", _MAX_WORD),
             platform=Platform(_one_of(fields, "platform", Platform)),
             simulated=_flag(fields, "simulated"),

@@ -29,23 +29,59 @@ _SHOWN_VALUES = 6
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", help="Name of the model; by default that of the file.")
 @click.option("--replace", is_flag=True, help="Replace other weights of the same name.")
+@click.option("--engine", type=click.Choice(["onnx", "openvino"]), help="What is to run it.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "int8", "auto"]),
+    help="Of its arithmetic; fp32: as the file says. auto: the fastest within --tolerance.",
+)
+@click.option(
+    "--tolerance", type=float, help="Of auto: largest error as a fraction of the largest output."
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1),
+    help="Rows of different requests that may run together.",
+)
 @server_option
 @target_options
 @token_option
 @json_option
 def upload(
-    file: Path, *, name: str | None, replace: bool, target: Target, token: str | None, as_json: bool
+    file: Path,
+    *,
+    name: str | None,
+    replace: bool,
+    engine: str | None,
+    precision: str | None,
+    tolerance: float | None,
+    max_batch: int | None,
+    target: Target,
+    token: str | None,
+    as_json: bool,
 ) -> None:
     """Upload the ONNX model FILE to a verified server."""
     with target.connect(token) as client:
         info = client.upload_model(
-            file, name=name or file.stem, replace=replace, progress=False if as_json else None
+            file,
+            name=name or file.stem,
+            replace=replace,
+            progress=False if as_json else None,
+            engine=engine,
+            precision=precision,
+            tolerance=tolerance,
+            max_batch=max_batch,
         )
         _mark_simulation(client.attestation, as_json=as_json)
     if as_json:
         click.echo(json.dumps(_info_to_json(info)))
     else:
         click.echo(f"uploaded {info.name}  sha256:{info.sha256}  {info.size:,} bytes")
+        if info.deviation is not None:
+            click.echo(
+                f"runs on {info.engine} in {info.precision}; on random inputs its outputs are off "
+                f"by {info.deviation:.2g} of the largest element"
+            )
 
 
 @click.command()
@@ -135,6 +171,8 @@ def _info_to_json(info: ModelInfo) -> dict[str, Any]:
         "inputs": specs(info.inputs),
         "outputs": specs(info.outputs),
         "engine": info.engine,
+        "precision": info.precision,
+        "deviation": info.deviation,
         "loaded_at": info.loaded_at.isoformat() if info.loaded_at else None,
     }
 

@@ -215,6 +215,7 @@ def _statement_to_json(stated: Statement) -> dict[str, Any]:
     return {
         "kind": str(stated.kind),
         "model": stated.model_sha256.hex(),
+        "form": stated.model_form,
         "inputs": tensors(stated.inputs),
         "outputs": tensors(stated.outputs),
         "request": stated.request_sha256.hex(),

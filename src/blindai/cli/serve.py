@@ -57,6 +57,14 @@ _TOKEN_FILE_MODE = 0o600
     help="Folder of .onnx files to load at start, each under its file name.",
 )
 @click.option(
+    "--max-batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Rows of different requests that may run together. More than 1 is for callers who "
+    "trust whoever made the models; clients see it.",
+)
+@click.option(
     "--token-file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the upload token to this file (mode 0600) instead of printing it.",
@@ -87,6 +95,7 @@ def serve(
     grpc_port: int,
     no_grpc: bool,
     models_dir: Path | None,
+    max_batch: int,
     token_file: Path | None,
     tpm: str | None,
     ak_certificates: Path | None,
@@ -114,6 +123,7 @@ def serve(
         public_port=public_port,
         grpc_port=None if no_grpc else grpc_port,
         models=models_dir,
+        max_batch=max_batch,
     )
     token = generate_token()
     if token_file is not None:

@@ -216,7 +216,7 @@ class AsyncClient:
         )
         return found
 
-    async def upload_model(
+    async def upload_model(  # noqa: PLR0913 - all but two are keywords
         self,
         model: Model,
         name: str | None = None,
@@ -226,15 +226,33 @@ class AsyncClient:
         progress: Progress = None,
         timeout: float = LOAD_TIMEOUT,  # noqa: ASYNC109 - the server's time to load
         receipt: bool = False,
+        engine: str | None = None,
+        precision: str | None = None,
+        tolerance: float | None = None,
+        max_batch: int | None = None,
+        max_wait: float | None = None,
+        threads: int | None = None,
+        instances: int | None = None,
     ) -> ModelInfo:
         """Send a model to the server; see `Client.upload_model` for arguments and errors."""
+        options = {
+            "engine": engine, "precision": precision, "tolerance": tolerance,
+            "max_batch": max_batch, "max_wait": max_wait,
+            "threads": threads, "instances": instances,
+        }
         with open_source(model) as source:
             with watch(progress, name or source.name or "model", source.size) as advance:
 
                 async def send(channel: Channel) -> tuple[Response, ReceiptRequest | None]:
                     wish = request_receipt(channel.shown, wanted=receipt)
                     request = self._calls.upload_request(
-                        source, name, token, replace=replace, timeout=timeout, receipt=wish
+                        source,
+                        name,
+                        token,
+                        replace=replace,
+                        timeout=timeout,
+                        receipt=wish,
+                        options=options,
                     )
                     async with aclosing(_pieces(source.chunks(advance))) as chunks:
                         response = await self._transport.upload(

@@ -74,6 +74,8 @@ class _Spec(msgspec.Struct):
 class _Identity(msgspec.Struct):
     sha256: str
     size: int = 0
+    precision: str = ""
+    deviation: float | None = None
 
 
 class _Metadata(msgspec.Struct):
@@ -91,6 +93,8 @@ class _Record(msgspec.Struct):
     inputs: list[_Spec]
     outputs: list[_Spec]
     engine: str = ""
+    precision: str = ""
+    deviation: float | None = None
     loaded_at: datetime | None = None
 
 
@@ -241,6 +245,8 @@ def _model(
             inputs=tuple(map(_spec, found.inputs)),
             outputs=tuple(map(_spec, found.outputs)),
             engine=engine,
+            precision=identity.precision,
+            deviation=identity.deviation,
             loaded_at=loaded_at,
         )
     except InvalidInput as error:

@@ -92,6 +92,7 @@ class Calls:
         replace: bool,
         timeout: float,
         receipt: ReceiptRequest | None = None,
+        options: Mapping[str, object] | None = None,
     ) -> Request:
         """Return the request that precedes the bytes of `source`.
 
@@ -107,7 +108,10 @@ class Calls:
             self._presenting(token),
             replace=replace,
             timeout=timeout,
-            parameters=None if receipt is None else receipt.parameters(),
+            parameters={
+                **({} if receipt is None else receipt.parameters()),
+                **{key: value for key, value in (options or {}).items() if value is not None},
+            },
         )
 
     def uploaded(

@@ -270,7 +270,7 @@ class Client:
         )
         return found
 
-    def upload_model(
+    def upload_model(  # noqa: PLR0913 - all but two are keywords
         self,
         model: Model,
         name: str | None = None,
@@ -280,6 +280,13 @@ class Client:
         progress: Progress = None,
         timeout: float = LOAD_TIMEOUT,
         receipt: bool = False,
+        engine: str | None = None,
+        precision: str | None = None,
+        tolerance: float | None = None,
+        max_batch: int | None = None,
+        max_wait: float | None = None,
+        threads: int | None = None,
+        instances: int | None = None,
     ) -> ModelInfo:
         """Send a model to the server, in constant memory, and check that it arrived unchanged.
 
@@ -292,6 +299,16 @@ class Client:
                 default a bar for large models on a terminal.
             timeout: Seconds that the server may take to load it.
             receipt: Ask for a signed receipt; it stands in `ModelInfo.receipt`.
+            engine: "onnx" or "openvino"; by default onnxruntime, or what has the precision.
+            precision: "fp32" (as the file says, the default), "bf16", "int8", or "auto": the
+                fastest on the server's machine that stays within `tolerance`.
+            tolerance: Of "auto": the largest error of an output on random inputs, as a fraction
+                of its largest element; 0.01 by default.
+            max_batch: Rows of different requests that may run together; at most what the
+                server's operator allows.
+            max_wait: Seconds that a request may wait for others to run with.
+            threads: Threads of one run under load; takes a second copy of the weights.
+            instances: Runs at the same time.
 
         Raises:
             InvalidModel: If the server cannot serve it.
@@ -300,13 +317,24 @@ class Client:
             AccessDenied: If the token is missing or gives no right to this.
             ConnectionFailed: If the server cannot be reached.
         """
+        options = {
+            "engine": engine, "precision": precision, "tolerance": tolerance,
+            "max_batch": max_batch, "max_wait": max_wait,
+            "threads": threads, "instances": instances,
+        }
         with open_source(model) as source:
             with watch(progress, name or source.name or "model", source.size) as advance:
 
                 def send(channel: Channel) -> tuple[Response, ReceiptRequest | None]:
                     wish = request_receipt(channel.shown, wanted=receipt)
                     request = self._calls.upload_request(
-                        source, name, token, replace=replace, timeout=timeout, receipt=wish
+                        source,
+                        name,
+                        token,
+                        replace=replace,
+                        timeout=timeout,
+                        receipt=wish,
+                        options=options,
                     )
                     response = self._transport.upload(
                         request,

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode
 
 import msgspec
 import numpy as np
@@ -134,8 +135,8 @@ def upload_request(
 ) -> Request:
     """Return the request that precedes the bytes of a model."""
     wishes = {**({"replace": True} if replace else {}), **(parameters or {})}
-    words = (f"{key}={'true' if value is True else value}" for key, value in wishes.items())
-    query = f"?{'&'.join(words)}" if wishes else ""
+    words = {key: "true" if value is True else str(value) for key, value in wishes.items()}
+    query = f"?{urlencode(words)}" if wishes else ""
     # RFC 9110 §10.1.1: a server that refuses says so before gigabytes are on their way.
     expect = {"Content-Type": "application/octet-stream", "Expect": "100-continue"}
     return Request(

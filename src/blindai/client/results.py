@@ -36,6 +36,9 @@ class ModelInfo:
         inputs: What it expects.
         outputs: What it gives.
         engine: What runs it, in the server's words.
+        precision: Of its arithmetic: "fp32" is what the file asks for.
+        deviation: From that, as the server measured it on random inputs: the largest error of an
+            output as a fraction of its largest element; `None`: none, or not told.
         loaded_at: Since when it is served, where the server says so.
         receipt: Of the upload, where one was asked for.
     """
@@ -46,6 +49,8 @@ class ModelInfo:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     engine: str = ""
+    precision: str = ""
+    deviation: float | None = None
     loaded_at: datetime | None = None
     receipt: ReceiptFile | None = field(default=None, compare=False, repr=False)
 

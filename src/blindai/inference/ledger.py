@@ -61,7 +61,7 @@ class ModelStatistics(ServedStatistics):
     """What a model has served so far, and what it costs.
 
     Attributes:
-        sha256: Of the model.
+        sha256: Of the model, with its form; see `ModelRecord.key`.
         waiting: Requests in the queue.
         running: Runs under way.
         batches: Whether requests are batched; `None`: not known yet.

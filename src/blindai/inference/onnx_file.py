@@ -61,9 +61,13 @@ class Outline:
     Attributes:
         shapes: Name → shape, of the graph's inputs and outputs; `None`: of any rank, which
             onnxruntime does not tell from a scalar.
+        inputs: Names of the graph's inputs, in order; with weights that may be overridden.
+        outputs: Names of the graph's outputs, in order.
     """
 
     shapes: Mapping[str, Shape]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 def load_outline(path: Path) -> Outline:
@@ -86,7 +90,11 @@ def load_outline(path: Path) -> Outline:
         elif isinstance(message, onnx.NodeProto):
             _check_node(message, functions)
     values = [*model.graph.input, *model.graph.output]
-    return Outline({value.name: _shape(value) for value in values})
+    return Outline(
+        {value.name: _shape(value) for value in values},
+        tuple(value.name for value in model.graph.input),
+        tuple(value.name for value in model.graph.output),
+    )
 
 
 def _load_model(path: Path) -> onnx.ModelProto:

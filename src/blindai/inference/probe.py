@@ -94,6 +94,24 @@ def probe_model(model: Model, *, seconds: float = 2.0) -> ProbeResult:
     return ProbeResult(batches=False, reason=f"random inputs fail: {reason}")
 
 
+def random_inputs(model: Model, *, seconds: float) -> list[Tensor] | None:
+    """Return random inputs of one row that a model takes; `None`: none were found.
+
+    Args:
+        model: To look at.
+        seconds: For one run.
+    """
+    rng = np.random.default_rng(0)
+    for size in _SIZES:
+        inputs = [_random(spec, 1, size, rng) for spec in model.inputs]
+        try:
+            model.run(inputs, deadline=time.monotonic() + seconds)
+        except InferenceError:
+            continue
+        return inputs
+    return None
+
+
 def _compare(
     run: Callable[[Sequence[Tensor]], list[Tensor]],
     members: list[list[Tensor]],
@@ -167,7 +185,8 @@ def same_result(one: Tensor, other: Tensor) -> bool:
 
 def _random(spec: TensorSpec, rows: int, size: int, rng: np.random.Generator) -> Tensor:
     shape = spec.shape if spec.shape is not None else (None,) * _RANK
-    dims = (rows, *(dim if isinstance(dim, int) else size for dim in shape[1:]))
+    first = tuple(dim if isinstance(dim, int) else rows for dim in shape[:1])
+    dims = (*first, *(dim if isinstance(dim, int) else size for dim in shape[1:]))
     array: np.ndarray[Any, np.dtype[Any]]
     if spec.datatype.is_float:
         array = rng.standard_normal(dims).astype(spec.datatype.numpy)

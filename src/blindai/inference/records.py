@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from blindai.errors import InvalidInput
+from blindai.inference.options import REFERENCE, Form, ModelOptions
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,7 +32,10 @@ class ModelRecord:
         outputs: What it returns.
         engine: That runs it, with its version.
         loaded_at: When, in UTC.
-        precision: Of the weights: "as-uploaded", or what they were converted to.
+        options: What its uploader said.
+        form: Which engine runs it, in which precision.
+        deviation: Of the form from the reference on random inputs: the largest error of an
+            output, as a fraction of its largest element; `None`: it is the reference.
     """
 
     names: tuple[str, ...]
@@ -41,7 +45,14 @@ class ModelRecord:
     outputs: tuple[TensorSpec, ...]
     engine: str
     loaded_at: datetime
-    precision: str = "as-uploaded"
+    options: ModelOptions = field(default_factory=ModelOptions)
+    form: Form = REFERENCE
+    deviation: float | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is: the SHA-256 of its file, and its form unless that is the reference."""
+        return self.form.key(self.sha256)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -150,9 +150,7 @@ class Scheduler:
         with self._lock:
             if self._closing or entry.model in self._ledgers:
                 return None
-            ledger = Ledger(
-                entry.record.sha256, self._options_for(entry.record), len(self._workers)
-            )
+            ledger = Ledger(entry.record.key, self._options_for(entry.record), len(self._workers))
             self._ledgers[entry.model] = ledger
             if ledger.options.max_batch == 1:
                 ledger.no_batches("the model's options say so")

@@ -37,6 +37,8 @@ from blindai.errors import (
     Overloaded,
 )
 from blindai.inference.engine import LoadOptions
+from blindai.inference.forms import load_again, load_form
+from blindai.inference.options import ModelOptions
 from blindai.inference.records import LoadedModel, ModelRecord, check_name
 from blindai.inference.upload import Upload, no_room
 
@@ -49,7 +51,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadedModel", "ModelRecord", "ModelStore", "Upload", "check_name"]
 
-_OURS: Final = re.compile(r"[0-9a-f]{64}\.onnx|\.(upload|deleted)-[0-9a-f]{32}")
+_OURS: Final = re.compile(
+    r"[0-9a-f]{64}(\.[a-z0-9]+\.[a-z0-9]+)?\.onnx|\.(upload|deleted)-[0-9a-f]{32}"
+)
 _CHUNK: Final = 1 << 20
 
 
@@ -96,7 +100,7 @@ class ModelStore:
         # Guards the fields below for moments only; `get` needs none of it.
         self._lock = threading.Lock()
         self._by_name: dict[str, LoadedModel] = {}
-        self._by_sha256: dict[str, LoadedModel] = {}
+        self._by_key: dict[str, LoadedModel] = {}
         self._alive: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()
         self._uploads = 0
         self._uploading = 0
@@ -109,9 +113,9 @@ class ModelStore:
         """Let go of all models, remove their files and release the folder."""
         with self._lock:
             self._closed = True
-            loaded = list(self._by_sha256.values())
+            loaded = list(self._by_key.values())
             self._by_name.clear()
-            self._by_sha256.clear()
+            self._by_key.clear()
         for entry in loaded:
             entry.model.close()
             entry.path.unlink(missing_ok=True)
@@ -134,7 +138,8 @@ class ModelStore:
         """Return a model. Whoever holds it can run it, whatever happens to the store.
 
         Args:
-            key: A name, or a SHA-256 in hexadecimal with or without "sha256:" before it.
+            key: A name, or a SHA-256 in hexadecimal with or without "sha256:" before it, and
+                with the form behind it unless that is the reference.
 
         Raises:
             ModelNotFound: No such model.
@@ -142,7 +147,7 @@ class ModelStore:
         # One look-up each: both are atomic, and an entry once found is complete.
         found = self._by_name.get(key)
         if found is None:
-            found = self._by_sha256.get(key.removeprefix("sha256:").lower())
+            found = self._by_key.get(key.removeprefix("sha256:").lower())
         if found is None:
             msg = f"no model {key[:128]!r}"
             raise ModelNotFound(msg)
@@ -151,7 +156,7 @@ class ModelStore:
     def records(self) -> list[ModelRecord]:
         """Return what is known of all models, by their first name."""
         with self._lock:
-            records = [entry.record for entry in self._by_sha256.values()]
+            records = [entry.record for entry in self._by_key.values()]
         return sorted(records, key=lambda record: record.names)
 
     def bytes_in_use(self) -> int:
@@ -159,13 +164,20 @@ class ModelStore:
         with self._lock:
             return self._in_use()
 
-    def begin_upload(self, name: str, *, expected_size: int | None = None) -> Upload:
+    def begin_upload(
+        self,
+        name: str,
+        *,
+        expected_size: int | None = None,
+        options: ModelOptions | None = None,
+    ) -> Upload:
         """Start to receive a model.
 
         Args:
             name: That it shall have.
             expected_size: In bytes, if known: refuses at once what can never fit, and at the
                 end what came short.
+            options: How it is to run.
 
         Raises:
             InvalidInput: The name or the size is impossible.
@@ -186,7 +198,7 @@ class ModelStore:
                 self._check_room(expected_size)
             self._uploads += 1
         try:
-            return Upload(self, self._folder, name, expected_size)
+            return Upload(self, self._folder, name, expected_size, options or ModelOptions())
         except OSError as error:
             self.end_upload(0)
             raise no_room(error) from error
@@ -206,6 +218,16 @@ class ModelStore:
                 raise ModelNotFound(msg)
             dropped = self._unname(name, entry)
         _unlink(dropped)
+
+    def load_again(self, entry: LoadedModel, threads: int) -> Model:
+        """Load a model once more, with another number of threads for one run. Slow.
+
+        Raises:
+            InferenceError: As when it was loaded first.
+        """
+        options = replace(self._options, threads=threads)
+        with self._load_lock:
+            return load_again(entry.path, entry.record.form, options, self._engine)
 
     def load_folder(self, folder: Path) -> list[tuple[Path, BlindAIError]]:
         """Add every `*.onnx` of a folder, each by the name of its file without the suffix.
@@ -255,20 +277,31 @@ class ModelStore:
         with self._load_lock:
             with self._lock:
                 self._check_free(upload, replace_other=replace_other)
-                entry = self._by_sha256.get(upload.sha256)
+                entry = self._find_same(upload)
                 if entry is not None:
+                    _check_same_options(entry.record, upload)
                     return self._name(upload.name, entry)
-            model = self._engine.load(upload.path, self._options)
+            chosen = load_form(upload.path, upload.options, self._options, self._engine)
+            model = chosen.model
             record = ModelRecord(
                 names=(),
                 sha256=upload.sha256,
                 size=upload.size,
                 inputs=model.inputs,
                 outputs=model.outputs,
-                engine=self._engine.name,
+                engine=chosen.engine,
                 loaded_at=self._clock(),
+                options=upload.options,
+                form=chosen.form,
+                deviation=chosen.deviation,
             )
-            path = self._folder / f"{upload.sha256}.onnx"
+            with self._lock:
+                entry = self._by_key.get(record.key)
+                if entry is not None:  # "auto" chose what is here already
+                    model.close()
+                    _check_same_options(entry.record, upload)
+                    return self._name(upload.name, entry)
+            path = self._folder / f"{record.key}.onnx"
             upload.path.rename(path)
             try:
                 _sync(self._folder)
@@ -330,19 +363,25 @@ class ModelStore:
             if len(self._by_name) >= self._max_models:
                 msg = f"expected at most {self._max_models} models; delete one"
                 raise LimitExceeded(msg)
-        elif holder.record.sha256 != upload.sha256 and not replace_other:
+        elif not replace_other and not _is_same(holder.record, upload):
+            came = f"{upload.sha256} ({upload.options.precision})"
             msg = (
                 f"{upload.name!r} is the name of the model with SHA-256 "
-                f"{holder.record.sha256}; came another with {upload.sha256}"
+                f"{holder.record.sha256} ({holder.record.form}); came another with {came}"
             )
             raise ModelConflict(msg)
+
+    def _find_same(self, upload: Upload) -> LoadedModel | None:
+        """Return the model that an upload is once more; the lock must be held."""
+        entries = self._by_key.values()
+        return next((entry for entry in entries if _is_same(entry.record, upload)), None)
 
     def _name(self, name: str, entry: LoadedModel) -> ModelRecord:
         """Give a model a name, taking it from another; the lock must be held."""
         holder = self._by_name.get(name)
         names = tuple(sorted({*entry.record.names, name}))
         entry = self._publish(entry, names)
-        if holder is not None and holder.record.sha256 != entry.record.sha256:
+        if holder is not None and holder.record.key != entry.record.key:
             _unlink(self._unname(name, holder))
         return entry.record
 
@@ -358,7 +397,7 @@ class ModelStore:
         if names:
             self._publish(entry, names)
             return None
-        del self._by_sha256[entry.record.sha256]
+        del self._by_key[entry.record.key]
         gone = self._folder / f".deleted-{secrets.token_hex(16)}"
         try:
             entry.path.rename(gone)
@@ -368,10 +407,24 @@ class ModelStore:
 
     def _publish(self, entry: LoadedModel, names: tuple[str, ...]) -> LoadedModel:
         entry = replace(entry, record=replace(entry.record, names=names))
-        self._by_sha256[entry.record.sha256] = entry
+        self._by_key[entry.record.key] = entry
         for name in names:
             self._by_name[name] = entry
         return entry
+
+
+def _is_same(record: ModelRecord, upload: Upload) -> bool:
+    return record.sha256 == upload.sha256 and record.options.same_form(upload.options)
+
+
+def _check_same_options(record: ModelRecord, upload: Upload) -> None:
+    """Refuse to run one model in two ways: which would depend on who came first."""
+    if record.options.schedule != upload.options.schedule:
+        msg = (
+            f"the model with SHA-256 {record.sha256} is here as {', '.join(record.names)} with "
+            "other max_batch, max_wait, threads or instances: delete it first"
+        )
+        raise ModelConflict(msg)
 
 
 def _read(descriptor: int) -> bytes:

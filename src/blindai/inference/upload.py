@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from blindai.inference.options import ModelOptions
     from blindai.inference.records import ModelRecord
     from blindai.inference.store import ModelStore
 
@@ -28,6 +29,7 @@ class Upload:
 
     Attributes:
         name: That the model shall have.
+        options: What its uploader said.
         path: Of the temporary file.
     """
 
@@ -39,13 +41,20 @@ class Upload:
         "_size",
         "_store",
         "name",
+        "options",
         "path",
     )
 
     def __init__(
-        self, store: ModelStore, folder: Path, name: str, expected_size: int | None
+        self,
+        store: ModelStore,
+        folder: Path,
+        name: str,
+        expected_size: int | None,
+        options: ModelOptions,
     ) -> None:
         self.name = name
+        self.options = options
         self.path = folder / f".upload-{secrets.token_hex(16)}"
         self._store = store
         self._expected_size = expected_size

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from blindai.channel.statement import Kind
 from blindai.errors import InvalidInput, LimitExceeded
 from blindai.inference.engine import RunHandle
+from blindai.inference.options import parse_options
 from blindai.server.app import App, GoneWatch, Response, error_response, json_response
 from blindai.server.auth import Access, Scope
 from blindai.server.encoding import IDENTITY, choose_coding, compress
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _BINARY: Final = b"application/octet-stream"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _MAX_DIGITS: Final = 12
+_UPLOAD_PARAMETERS: Final = ("replace", "receipt", "receipt_nonce", "receipt_evidence")
 
 
 def attested_app(
@@ -116,7 +118,12 @@ class OpenInference:
                 "platform": platform_of(record),
                 "inputs": describe_specs(record.inputs),
                 "outputs": describe_specs(record.outputs),
-                "parameters": {"sha256": record.sha256, "size": record.size},
+                "parameters": {
+                    "sha256": record.sha256,
+                    "size": record.size,
+                    "engine": record.engine,
+                    "precision": record.form.precision,
+                },
             }
         )
 
@@ -213,6 +220,7 @@ class Models:
             raise LimitExceeded(msg)
         query = request.query()
         replaces = _flag(query, "replace")
+        options = parse_options(query, beside=_UPLOAD_PARAMETERS)
         wish = parse_wish({**query, "receipt": _flag(query, "receipt")})
         sha256 = request.headers.get(b"x-blindai-sha256")
         record, is_new = await self._service.upload(
@@ -221,12 +229,14 @@ class Models:
             size=size,
             sha256=None if sha256 is None else sha256.decode("latin-1"),
             replace=replaces,
+            options=options,
         )
         response = json_response(_describe(record, request.name), status=201 if is_new else 200)
         if wish is None:
             return response
         digest = bytes.fromhex(record.sha256)
-        facts = Facts(wish, Kind.UPLOAD, digest, (), (), digest, digest_parts(response.body))
+        form, told = str(record.form), digest_parts(response.body)
+        facts = Facts(wish, Kind.UPLOAD, digest, form, (), (), digest, told)
         return replace(response, headers=(await self._receipts.sign(facts),))
 
     async def delete(self, request: Request) -> Response:
@@ -252,6 +262,9 @@ def _describe(record: ModelRecord, name: str) -> dict[str, object]:
         "inputs": describe_specs(record.inputs),
         "outputs": describe_specs(record.outputs),
         "engine": record.engine,
+        "precision": record.form.precision,
+        "deviation": record.deviation,
+        "options": record.options.dump(),
         "loaded_at": record.loaded_at,
     }
 

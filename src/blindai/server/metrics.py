@@ -56,13 +56,13 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield the families; the registry calls this."""
         yield from self._server()
-        present = {record.sha256: record for record in self._service.records()}
+        present = {record.key: record for record in self._service.records()}
         yield _gauge("models", "Models that are loaded.", len(present))
         size = GaugeMetricFamily(
             "blindai_model_file_bytes", "Size of a model's file.", labels=["model"]
         )
         for record in present.values():
-            size.add_metric([record.sha256[:_LABEL_DIGITS]], record.size)
+            size.add_metric([_label(record.key)], record.size)
         yield size
         # One entry for each model that is still here: labels of those that went go with them.
         served = [s for s in self._service.scheduler.statistics() if s.sha256 in present]
@@ -117,7 +117,7 @@ def _served(served: list[ModelStatistics]) -> Iterator[Metric]:
         "blindai_model_batches", "Runs by their number of rows.", labels=["model", "rows"]
     )
     for each in served:
-        model = each.sha256[:_LABEL_DIGITS]
+        model = _label(each.sha256)
         requests.add_metric([model, "success"], each.success.count)
         requests.add_metric([model, "failure"], each.fail.count)
         for phase in _PHASES:
@@ -153,7 +153,7 @@ def _load(served: list[ModelStatistics]) -> Iterator[Metric]:
         labels=["model", "rows"],
     )
     for each in served:
-        model = each.sha256[:_LABEL_DIGITS]
+        model = _label(each.sha256)
         waiting.add_metric([model], each.waiting)
         running.add_metric([model], each.running)
         lanes.add_metric([model], each.lanes)
@@ -163,6 +163,12 @@ def _load(served: list[ModelStatistics]) -> Iterator[Metric]:
         for count, seconds in each.seconds_by_rows.items():
             cost.add_metric([model, str(count)], seconds)
     yield from (waiting, running, lanes, batching, each_costs, cost)
+
+
+def _label(key: str) -> str:
+    """Return the first digits of a model's SHA-256, and its form unless that is the reference."""
+    sha256, _, form = key.partition(".")
+    return f"{sha256[:_LABEL_DIGITS]}.{form}" if form else sha256[:_LABEL_DIGITS]
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

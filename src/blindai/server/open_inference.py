@@ -304,6 +304,7 @@ def gather_facts(
         wish=call.receipt,
         kind=Kind.RUN,
         model_sha256=bytes.fromhex(record.sha256),
+        model_form=str(record.form),
         inputs=digest_tensors(call.inputs),
         outputs=digest_tensors(outputs),
         request_sha256=digest_parts([body]),

@@ -76,6 +76,7 @@ class Facts:
         wish: Of the caller.
         kind: Run or upload.
         model_sha256: Of the model's file.
+        model_form: Engine and precision that run it.
         inputs: That it got.
         outputs: That it gave.
         request_sha256: Of the request's body.
@@ -85,6 +86,7 @@ class Facts:
     wish: ReceiptWish
     kind: Kind
     model_sha256: bytes
+    model_form: str
     inputs: tuple[TensorDigest, ...]
     outputs: tuple[TensorDigest, ...]
     request_sha256: bytes
@@ -154,6 +156,7 @@ class ReceiptDesk:
         statement = Statement(
             kind=facts.kind,
             model_sha256=facts.model_sha256,
+            model_form=facts.model_form,
             inputs=facts.inputs,
             outputs=facts.outputs,
             request_sha256=facts.request_sha256,

@@ -18,14 +18,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from blindai.errors import ConnectionFailed, InferenceError, ModelNotFound, Overloaded
-from blindai.inference.scheduler import Scheduler, SchedulingOptions
+from blindai.inference.options import ModelOptions
+from blindai.inference.scheduler import Scheduler
 from blindai.server.events import log_event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from blindai.inference.engine import RunHandle
-    from blindai.inference.store import LoadedModel, ModelRecord, ModelStore
+    from blindai.inference.store import LoadedModel, ModelRecord, ModelStore, Upload
     from blindai.inference.tensors import Tensor
     from blindai.server.config import ServerConfig
 
@@ -87,11 +88,12 @@ class Service:
         self.store = store
         self.state = State.STARTING
         self._limits = config.limits
-        options = SchedulingOptions(max_batch=config.max_batch)
+        self._max_batch = config.max_batch
         self.scheduler = Scheduler(
             workers=config.concurrency,
             max_queue=config.limits.max_queue,
-            options_for=lambda _: options,
+            options_for=lambda record: record.options.scheduling(config.max_batch),
+            load_again=store.load_again,
         )
         self._decodes = ThreadPoolExecutor(config.concurrency, "blindai-decode")
         self._loads = ThreadPoolExecutor(config.limits.max_uploads, "blindai-load")
@@ -192,6 +194,7 @@ class Service:
         size: int | None,
         sha256: str | None,
         replace: bool,
+        options: ModelOptions | None = None,
     ) -> tuple[ModelRecord, bool]:
         """Receive a model and load it.
 
@@ -201,6 +204,7 @@ class Service:
             size: In bytes, where it is known.
             sha256: In hexadecimal, where it is known.
             replace: Take the name from a model with other weights.
+            options: How it is to run.
 
         Returns:
             The record, and whether the name is new to these bytes.
@@ -208,12 +212,15 @@ class Service:
         Raises:
             InferenceError: One of its subclasses; see `blindai.inference.upload`.
         """
+        options = options or ModelOptions()
+        options.scheduling(self._max_batch)  # refuses what the operator does not allow
         if self._uploading >= self._limits.max_uploads:
             msg = f"{self._uploading} uploads are under way, which is the limit"
             raise Overloaded(msg, retry_after=10.0)
         loop = asyncio.get_running_loop()
         pipe = _Pipe(loop)
-        job = partial(self._receive, pipe, name, size=size, sha256=sha256, replace=replace)
+        begin = partial(self.store.begin_upload, name, expected_size=size, options=options)
+        job = partial(self._receive, pipe, begin, sha256=sha256, replace=replace)
         self._uploading += 1
         worker = loop.run_in_executor(self._loads, job)
         worker.add_done_callback(self._upload_ended)
@@ -236,18 +243,23 @@ class Service:
             worker.exception()
 
     def _receive(
-        self, pipe: _Pipe, name: str, *, size: int | None, sha256: str | None, replace: bool
+        self,
+        pipe: _Pipe,
+        begin: Callable[[], Upload],
+        *,
+        sha256: str | None,
+        replace: bool,
     ) -> tuple[ModelRecord, bool]:
-        with self.store.begin_upload(name, expected_size=size) as upload:
+        with begin() as upload:
             for chunk in pipe:
                 upload.write(chunk)
-            before = next((r.sha256 for r in self.records() if name in r.names), None)
+            before = next((r.key for r in self.records() if upload.name in r.names), None)
             record = upload.commit(expected_sha256=sha256, replace=replace)
             # Unless it was deleted at once.
             with contextlib.suppress(ModelNotFound):
-                self.scheduler.prepare(self.store.get(record.sha256))
+                self.scheduler.prepare(self.store.get(record.key))
         log_event("model_loaded", sha256=record.sha256, size=record.size)
-        return record, before != record.sha256
+        return record, before != record.key
 
     async def delete(self, name: str) -> None:
         """Take a name away, and with its last name the model.

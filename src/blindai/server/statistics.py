@@ -36,13 +36,11 @@ def collect_statistics(
         ModelNotFound: No such model.
     """
     if name is not None:
-        wanted = [(name, service.get(name).record.sha256)]
+        wanted = [(name, service.get(name).record.key)]
     else:
-        wanted = sorted(
-            (name, record.sha256) for record in service.records() for name in record.names
-        )
+        wanted = sorted((name, record.key) for record in service.records() for name in record.names)
     known = {entry.sha256: entry for entry in service.scheduler.statistics()}
-    return [(name, known.get(sha256) or Served().statistics()) for name, sha256 in wanted]
+    return [(name, known.get(key) or Served().statistics()) for name, key in wanted]
 
 
 def describe_statistics(name: str, version: str, served: ServedStatistics) -> dict[str, object]:
