@@ -15,6 +15,7 @@ from blindai.channel.tls import unverified_context
 from blindai.inference.records import ModelRecord
 from blindai.server.grpc import frames
 from blindai.server.grpc.inference import REQUEST
+from blindai.server.grpc.reader import FRAME_SIZE
 from blindai.server.grpc.request import PREFIX
 
 TIMEOUT = 20.0
@@ -91,10 +92,10 @@ class Peer:
         """Send bytes."""
         self.connection.sendall(data)
 
-    def open(self, **settings: int) -> Peer:
-        """Send the preface and settings, by number."""
-        numbers = {getattr(frames, f"SETTING_{name}"): value for name, value in settings.items()}
-        self.send(frames.PREFACE + frames.settings_frame(numbers))
+    def open(self) -> Peer:
+        """Send the preface, and give room for any answer."""
+        settings = frames.settings_frame({frames.SETTING_WINDOW: frames.MAX_WINDOW})
+        self.send(frames.PREFACE + settings + frames.window_frame(0, 1 << 30))
         return self
 
     def call(self, stream: int, data: bytes = b"", *, ends: bool = True, fields=None) -> None:
@@ -106,9 +107,12 @@ class Peer:
             self.data(stream, data, ends=ends)
 
     def data(self, stream: int, data: bytes, *, ends: bool = True) -> None:
-        """Send bytes in one DATA frame."""
-        flags = frames.END_STREAM if ends else 0
-        self.send(frames.frame(frames.DATA, flags, stream, data))
+        """Send bytes, in as few DATA frames as the server takes."""
+        last = max(0, len(data) - 1) // FRAME_SIZE
+        for number in range(last + 1):
+            piece = data[number * FRAME_SIZE : (number + 1) * FRAME_SIZE]
+            flags = frames.END_STREAM if ends and number == last else 0
+            self.send(frames.frame(frames.DATA, flags, stream, piece))
 
     def next(self) -> Frame | None:
         """Return what the server sends next; `None`: the end of the connection."""

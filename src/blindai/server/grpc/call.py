@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from blindai.errors import BlindAIError, DeadlineExceeded, InferenceError, InvalidInput, Overloaded
 from blindai.server.encoding import IDENTITY, inflate
 from blindai.server.events import log_event, place_of
-from blindai.server.grpc.request import ENCODINGS, PREFIX, Assembler, Message
+from blindai.server.grpc.request import PREFIX, Assembler, Message
 from blindai.server.grpc.status import OK, Status, StatusCode, encode_trailers, status_of
 
 if TYPE_CHECKING:
@@ -161,9 +161,6 @@ class Call:
         """
         if self._method.check is not None:
             self._method.check(self)
-        if self.head.encoding not in ENCODINGS:
-            msg = "grpc-encoding: expected identity, deflate or gzip"
-            raise InvalidInput(msg)
         if self.head.timeout is not None:
             self._deadline = time.monotonic() + self.head.timeout
             loop = asyncio.get_running_loop()

@@ -23,7 +23,7 @@ from blindai.server.grpc.hpack import HeaderDecoder, encode_fields
 from blindai.server.grpc.outbox import Outbox
 from blindai.server.grpc.pace import Pace
 from blindai.server.grpc.reader import FRAME_SIZE, FrameReader
-from blindai.server.grpc.request import Head, parse_head
+from blindai.server.grpc.request import ENCODINGS, Head, parse_head
 from blindai.server.grpc.status import Status, StatusCode, status_of
 from blindai.server.limits import Share
 
@@ -52,6 +52,10 @@ _HTTP_ANSWERS: Final = {
 }
 _UNKNOWN: Final = Method(
     end=Status(StatusCode.UNIMPLEMENTED, "no such method; reflection lists what there is")
+)
+
+_UNREADABLE: Final = Status(
+    StatusCode.UNIMPLEMENTED, "grpc-encoding: expected identity, deflate or gzip"
 )
 
 
@@ -336,8 +340,9 @@ class Connection(asyncio.Protocol):
         call = Call(self, stream, head, method, share, limit)
         self._calls[stream] = call
         self._out.adopt(call)
-        if method.end is not None:
-            call.stop(method.end)
+        end = _UNREADABLE if head.encoding not in ENCODINGS else method.end
+        if end is not None:
+            call.stop(end)
             return
         try:
             if not method.always and (why := self._port.why_not()):
