@@ -6,9 +6,11 @@ documentation recommends for this machine; `speaks` says in which form tensors t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -211,7 +213,13 @@ def _peer(name, path, stack, request, speaks, command=None):
     }
     log = stack.enter_context((python.parents[1] / "server.log").open("w+"))
     process = subprocess.Popen(
-        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, cwd=PEERS
+        command,
+        stdout=log,
+        stderr=log,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env=environment,
+        cwd=PEERS,
     )
     stack.callback(_end, process)
     until = time.perf_counter() + _READY_SECONDS
@@ -247,6 +255,10 @@ def _end(process):
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    # Workers that a peer leaves behind are of the session that was made for it.
+    if process.pid != os.getpgid(0):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def free_port():
