@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 from blindai.attestation.model import Evidence, Platform
 from blindai.attesters.base import Finding, Machine, check_binding
 from blindai.attesters.tpm.attester import PCRS, find_tpm, quote, read_event_log
+from blindai.attesters.tpm.counter import TpmCounter
 from blindai.attesters.tpm.device import Selection, TpmConnection, TpmDevice
 from blindai.attesters.tpm.keys import derive_sealing_key
 from blindai.errors import BlindAIError, ConfigurationError, EvidenceError, Overloaded
@@ -89,6 +90,15 @@ class AzureAttester:
         if (log := read_event_log(self._machine.event_log)) is not None:
             attachments["event_log"] = log
         return Evidence(self.platform, body, attachments | hardware)
+
+    def rollback_counter(self) -> TpmCounter:
+        """Return a counter in the TPM; it is made where there is none yet.
+
+        Raises:
+            ConfigurationError: If the TPM cannot be reached, or refuses.
+            Overloaded: If it has no room, or was reset.
+        """
+        return TpmCounter(self._device)
 
     def sealing_key(self) -> bytes | None:
         """Return a key that this vTPM gives out while its PCRs are as they are now.

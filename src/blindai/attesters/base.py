@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from blindai.attestation.model import Evidence, Platform
 
 
+class Counter(Protocol):
+    """Counts up, never down, where the owner of the machine's disk cannot reach."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it was made just now, so that its value means nothing yet."""
+        ...
+
+    def read(self) -> int:
+        """Return its value."""
+        ...
+
+    def advance(self) -> int:
+        """Add 1, for good, and return the new value."""
+        ...
+
+
 class Attester(Protocol):
     """Makes evidence on one platform.
 
@@ -34,6 +51,10 @@ class Attester(Protocol):
 
     def sealing_key(self) -> bytes | None:
         """Return 32 bytes that only this code on this machine gets; `None`: there are none."""
+        ...
+
+    def rollback_counter(self) -> Counter | None:
+        """Return a counter that only goes up; `None`: this platform has none."""
         ...
 
 

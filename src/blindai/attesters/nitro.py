@@ -83,6 +83,10 @@ class NitroAttester:
         """Return `None`: the module derives no keys."""
         return None
 
+    def rollback_counter(self) -> None:
+        """Return `None`: the module counts nothing."""
+        return
+
     def describe(self) -> dict[str, str]:
         """Return what the module says about itself.
 

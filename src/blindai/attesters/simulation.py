@@ -67,6 +67,10 @@ class SimulationAttester:
         """Return `None`: nothing here could keep a key from the machine's owner."""
         return None
 
+    def rollback_counter(self) -> None:
+        """Return `None`: nothing here could count where the machine's owner cannot reach."""
+        return
+
 
 def source_digest() -> bytes:
     """Return SHA-256 over the installed package's Python sources: a stand-in measurement."""

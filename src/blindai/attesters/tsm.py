@@ -133,6 +133,10 @@ class TsmAttester:
             return None
         return sev_guest.derive_key(self._machine.sev_guest, vmpl=self._privilege_level or 0)
 
+    def rollback_counter(self) -> None:
+        """Return `None`: the firmware counts nothing that guests can use."""
+        return
+
     def _ask(self, entry: Path, report_data: bytes) -> TsmReport | None:
         """Return what the entry answers; `None` if somebody else wrote to it."""
         _check_provider(entry, self.platform)

@@ -57,6 +57,12 @@ _TOKEN_FILE_MODE = 0o600
     help="Folder of .onnx files to load at start, each under its file name.",
 )
 @click.option(
+    "--sealed-models",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to keep uploaded models in over restarts, sealed so that only this code on this "
+    "machine opens them.",
+)
+@click.option(
     "--max-batch",
     type=click.IntRange(1),
     default=1,
@@ -95,6 +101,7 @@ def serve(
     grpc_port: int,
     no_grpc: bool,
     models_dir: Path | None,
+    sealed_models: Path | None,
     max_batch: int,
     token_file: Path | None,
     tpm: str | None,
@@ -123,6 +130,7 @@ def serve(
         public_port=public_port,
         grpc_port=None if no_grpc else grpc_port,
         models=models_dir,
+        sealed=sealed_models,
         max_batch=max_batch,
     )
     token = generate_token()
@@ -145,13 +153,15 @@ def _announce(ready: Ready, platform: Platform, token: str | None, *, as_json: b
         line: dict[str, object] = {"event": "ready", "attested": attested, "public": public}
         line |= {"grpc": grpc}
         line |= {"platform": str(platform), "simulated": platform is Platform.SIMULATION}
-        line |= {"failed": failed}
+        line |= {"failed": failed, "caveats": list(ready.caveats)}
         click.echo(json.dumps(line | ({"token": token} if token else {})))
         return
     for each in failed:
         click.secho(f"not loaded: {each['file']}: {each['error']}", fg="red", err=True)
     if platform is Platform.SIMULATION:
         click.secho("SIMULATION: no hardware protects the data. For tests only.", fg="yellow")
+    for caveat in ready.caveats:
+        click.secho(caveat, fg="yellow", err=True)
     if token:
         click.echo(f"token for uploads and deletions (shown once): {token}")
     click.echo(f"ready attested={attested} public={public}" + (f" grpc={grpc}" if grpc else ""))

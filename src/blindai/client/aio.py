@@ -236,9 +236,13 @@ class AsyncClient:
     ) -> ModelInfo:
         """Send a model to the server; see `Client.upload_model` for arguments and errors."""
         options = {
-            "engine": engine, "precision": precision, "tolerance": tolerance,
-            "max_batch": max_batch, "max_wait": max_wait,
-            "threads": threads, "instances": instances,
+            "engine": engine,
+            "precision": precision,
+            "tolerance": tolerance,
+            "max_batch": max_batch,
+            "max_wait": max_wait,
+            "threads": threads,
+            "instances": instances,
         }
         with open_source(model) as source:
             with watch(progress, name or source.name or "model", source.size) as advance:

@@ -56,6 +56,7 @@ _ERRORS: Final[dict[str, type[BlindAIError]]] = {
         errors.ModelConflict,
         errors.ModelNotFound,
         errors.Overloaded,
+        errors.SealedDataError,
     )
 }
 

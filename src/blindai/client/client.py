@@ -318,9 +318,13 @@ class Client:
             ConnectionFailed: If the server cannot be reached.
         """
         options = {
-            "engine": engine, "precision": precision, "tolerance": tolerance,
-            "max_batch": max_batch, "max_wait": max_wait,
-            "threads": threads, "instances": instances,
+            "engine": engine,
+            "precision": precision,
+            "tolerance": tolerance,
+            "max_batch": max_batch,
+            "max_wait": max_wait,
+            "threads": threads,
+            "instances": instances,
         }
         with open_source(model) as source:
             with watch(progress, name or source.name or "model", source.size) as advance:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from blindai.attestation.model import Evidence, Platform
-    from blindai.attesters import Attester
+    from blindai.attesters.base import Attester, Counter
     from blindai.endorsements.endorser import Endorser
 
 # Endorsements live for hours at least, and are renewed well before their end.
@@ -79,6 +79,10 @@ class Stapler:
     def sealing_key(self) -> bytes | None:
         """Return the attester's sealing key."""
         return self._attester.sealing_key()
+
+    def rollback_counter(self) -> Counter | None:
+        """Return the attester's counter."""
+        return self._attester.rollback_counter()
 
     def attest(self, report_data: bytes) -> Evidence:
         """Return fresh evidence with its endorsements, as far as they are at hand.

@@ -11,9 +11,10 @@ import os
 from typing import TYPE_CHECKING
 
 from blindai.errors import BlindAIError, ModelNotFound
+from blindai.inference.options import parse_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from blindai.inference.records import LoadedModel
     from blindai.inference.registry import SealedModel
@@ -44,6 +45,22 @@ def keep_model(
         )
 
 
+def restore_model(
+    vault: Vault, store: ModelStore, model: SealedModel, names: Iterable[str]
+) -> None:
+    """Load a sealed model into a store, under some of its names. Slow, too.
+
+    Raises:
+        SealedDataError: Its file is not as it was sealed, or cannot be read.
+        InferenceError: The store does not take it.
+    """
+    options = parse_options({key: str(value) for key, value in model.options.items()})
+    for name in names:
+        with store.begin_upload(name, expected_size=model.size, options=options) as upload:
+            vault.unseal(model.sha256, upload.write)
+            upload.commit(expected_sha256=model.sha256)
+
+
 def restore_models(vault: Vault, store: ModelStore) -> list[tuple[SealedModel, BlindAIError]]:
     """Load all that a vault holds into a store. Slow: to be called in a worker thread.
 
@@ -53,10 +70,7 @@ def restore_models(vault: Vault, store: ModelStore) -> list[tuple[SealedModel, B
     failed: list[tuple[SealedModel, BlindAIError]] = []
     for model in vault.models():
         try:
-            for name in model.names:
-                with store.begin_upload(name, expected_size=model.size) as upload:
-                    vault.unseal(model.sha256, upload.write)
-                    upload.commit(expected_sha256=model.sha256)
+            restore_model(vault, store, model, model.names)
         except BlindAIError as error:
             failed.append((model, error))
     return failed

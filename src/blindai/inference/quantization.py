@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
-from google.protobuf.message import Error  # type: ignore[import-untyped]
+from google.protobuf.message import Error
 from onnx import numpy_helper
 
 from blindai.errors import InvalidModel, Overloaded

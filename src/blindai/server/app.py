@@ -31,6 +31,7 @@ from blindai.errors import (
     ModelConflict,
     ModelNotFound,
     Overloaded,
+    SealedDataError,
 )
 from blindai.server.encoding import CODINGS
 from blindai.server.events import log_event, place_of
@@ -49,6 +50,7 @@ STATUS: Final[Mapping[type[BlindAIError], int]] = {
     ModelConflict: 409,
     LimitExceeded: 413,
     InvalidModel: 422,
+    SealedDataError: 503,
     InferenceError: 500,
     Overloaded: 503,
     DeadlineExceeded: 504,

@@ -89,6 +89,8 @@ class ServerConfig:
         names: Host names and addresses for the certificate, beside `host`; clients pin its
             key and need none.
         models: A folder whose `*.onnx` are served from the start.
+        sealed: A folder where uploaded models are kept, sealed, over restarts; `None`: they live
+            in memory only.
         store: Where the models' files are kept while the server runs. Memory, or storage
             that the TEE encrypts. `None`: a folder in memory, removed at the end.
         key_lifetime: Keys are renewed after half of it.
@@ -108,6 +110,7 @@ class ServerConfig:
     grpc_port: int | None = 50053
     names: tuple[str, ...] = ("localhost",)
     models: Path | None = None
+    sealed: Path | None = None
     store: Path | None = None
     key_lifetime: timedelta = timedelta(days=7)
     threads: int = 0
@@ -162,5 +165,6 @@ class ServerConfig:
             "manage": "token",
             "engine": "onnx",
             "max_batch": self.max_batch,
+            "sealed": self.sealed is not None,
         }
         return hashlib.sha256(cbor2.dumps(statement, canonical=True)).digest()

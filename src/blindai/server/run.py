@@ -37,6 +37,7 @@ from blindai.server.identity import EvidenceDesk, Identity
 from blindai.server.limits import ByteBudget
 from blindai.server.listener import Listener, bind
 from blindai.server.public import public_app
+from blindai.server.sealing import IN_MEMORY_ONLY, SealedModels
 from blindai.server.service import Service, State
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Ready:
         public_address: Host and port, unattested.
         grpc_address: Host and port, attested; `None`: no gRPC.
         store: Its models.
-        failed: Files of the models' folder that could not be loaded, each with its error.
+        failed: Models that could not be loaded, each with its error.
+        caveats: What is to be said of models and restarts.
     """
 
     address: tuple[str, int]
@@ -72,6 +74,7 @@ class Ready:
     grpc_address: tuple[str, int] | None
     store: ModelStore
     failed: Sequence[tuple[Path, BlindAIError]]
+    caveats: Sequence[str] = ()
 
 
 def run(
@@ -193,6 +196,9 @@ class _Server:
                     None if self._grpc is None else self._grpc.address,
                     self._service.store,
                     failed,
+                    (IN_MEMORY_ONLY,)
+                    if self._service.sealed is None
+                    else self._service.sealed.caveats,
                 )
             )
             await _first(asyncio.create_task(stop.wait()), renewing)
@@ -235,11 +241,21 @@ class _Server:
         return [*self._attested.connections(), *grpc]
 
     async def _load_models(self) -> list[tuple[Path, BlindAIError]]:
-        if self._config.models is None:
-            return []
-        failed = await asyncio.to_thread(self._service.store.load_folder, self._config.models)
+        failed = await asyncio.to_thread(self._load_all)
         for path, error in failed:
             log_event("model_refused", level="error", file=path.name, error=type(error).__name__)
+        return failed
+
+    def _load_all(self) -> list[tuple[Path, BlindAIError]]:
+        """Load what is sealed, then what lies in the models' folder."""
+        store = self._service.store
+        failed: list[tuple[Path, BlindAIError]] = []
+        if self._config.sealed is not None:
+            sealed = SealedModels(self._config.sealed, self._attester, store)
+            self._service.sealed = sealed
+            failed += sealed.restore()
+        if self._config.models is not None:
+            failed += store.load_folder(self._config.models)
         return failed
 
     async def _shut_down(self) -> None:

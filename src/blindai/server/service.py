@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from blindai.inference.store import LoadedModel, ModelRecord, ModelStore, Upload
     from blindai.inference.tensors import Tensor
     from blindai.server.config import ServerConfig
+    from blindai.server.sealing import SealedModels
 
 # Of chunks between the network and the disk: at most 512 KiB each, as the protocol holds them.
 _PIPE_SLOTS: Final = 16
@@ -80,12 +81,14 @@ class Service:
         config: How many runs, how many waiting.
 
     Attributes:
+        sealed: Keeps models over restarts; `None`: nothing does. Set by whoever runs the server.
         state: Set by whoever runs the server.
         scheduler: Runs the models; its statistics are for metrics.
     """
 
     def __init__(self, store: ModelStore, config: ServerConfig) -> None:
         self.store = store
+        self.sealed: SealedModels | None = None
         self.state = State.STARTING
         self._limits = config.limits
         self._max_batch = config.max_batch
@@ -255,6 +258,8 @@ class Service:
                 upload.write(chunk)
             before = next((r.key for r in self.records() if upload.name in r.names), None)
             record = upload.commit(expected_sha256=sha256, replace=replace)
+            if self.sealed is not None:
+                self.sealed.keep(upload.name, self.store.get(record.key))
             # Unless it was deleted at once.
             with contextlib.suppress(ModelNotFound):
                 self.scheduler.prepare(self.store.get(record.key))
@@ -267,8 +272,14 @@ class Service:
         Raises:
             ModelNotFound: No model has this name.
         """
-        await asyncio.to_thread(self.store.delete, name)
+        await asyncio.to_thread(self._delete, name)
         log_event("model_deleted", models=len(self.records()))
+
+    def _delete(self, name: str) -> None:
+        # First what is to last: a name that is gone from memory alone would come back.
+        if self.sealed is not None:
+            self.sealed.forget(name)
+        self.store.delete(name)
 
     def stop_runs(self) -> None:
         """Make all runs end soon, with an error."""
@@ -281,6 +292,8 @@ class Service:
         self._decodes.shutdown(cancel_futures=True)
         self.scheduler.close()
         self._loads.shutdown(cancel_futures=True)
+        if self.sealed is not None:
+            self.sealed.close()
         self.store.close()
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from blindai.attestation.model import Evidence, Platform
 from blindai.attesters.base import Finding, Machine, check_binding
 from blindai.attesters.kernel_files import read_bounded, refused
+from blindai.attesters.tpm.counter import TpmCounter
 from blindai.attesters.tpm.device import INSTALL, Selection, TpmConnection, TpmDevice, select
 from blindai.attesters.tpm.enrolment import Challenge, Enrolment
 from blindai.attesters.tpm.keys import (
@@ -91,6 +92,15 @@ class TpmAttester:
         if self._machine.ak_certificates is not None:
             attachments["ak_certificates"] = _read_certificates(self._machine.ak_certificates)
         return Evidence(self.platform, body, attachments)
+
+    def rollback_counter(self) -> TpmCounter:
+        """Return a counter in the TPM; it is made where there is none yet.
+
+        Raises:
+            ConfigurationError: If the TPM cannot be reached, or refuses.
+            Overloaded: If it has no room, or was reset.
+        """
+        return TpmCounter(self._device)
 
     def sealing_key(self) -> bytes | None:
         """Return a key that this TPM gives out while its PCRs are as they are now.

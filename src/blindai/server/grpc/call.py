@@ -32,6 +32,7 @@ Parts = Sequence[bytes | memoryview]
 
 # Bytes that a stream's client may send before it is given more room.
 ROOM: Final = 4 << 20
+_OK_TRAILERS: Final = encode_trailers(OK)
 # Beside its bytes, a message that waits costs about this.
 _MESSAGE_OVERHEAD: Final = 128
 # Of a stream: the client is given no more room while so many wait.
@@ -263,7 +264,10 @@ class Call:
             # The client may show either the answer or the error: it gets one of them.
             self.pending.clear()
             self._unsent = 0
-        self.trailers = encode_trailers(status, *self.metadata)
+        if status is OK and not self.metadata:
+            self.trailers = _OK_TRAILERS
+        else:
+            self.trailers = encode_trailers(status, *self.metadata)
         self._stop_timer()
         self._wire.transmit(self)
 

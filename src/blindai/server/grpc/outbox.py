@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from blindai.server.grpc.call import Call
 
-# Below, one copy is cheaper than one more write; TLS makes a record of each.
-_JOIN_BELOW: Final = 64 << 10
 # Frames larger than this would keep other streams waiting.
 _MAX_FRAME: Final = 256 << 10
+# Of what is handed to the transport at once: TLS encrypts it as a whole into memory.
+_BATCH: Final = 256 << 10
 # Beyond what the transport holds back by itself: control frames of a client that reads nothing.
 _MAX_UNREAD: Final = 4 << 20
 
@@ -69,7 +69,7 @@ class Outbox:
         self._stream_window = frames.DEFAULT_WINDOW
         self._frame_size = frames.MIN_FRAME_SIZE
         self._sending: dict[int, Call] = {}
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._size = 0
         self._is_flushing = False
         self._is_writable = True
@@ -159,11 +159,8 @@ class Outbox:
             return
         self._parts, self._size = [], 0
         self.handed += size
-        if size <= _JOIN_BELOW:
-            transport.write(b"".join(parts))
-        else:
-            for part in parts:
-                transport.write(part)
+        # One copy is cheaper than a record of TLS, and a write, for each part.
+        transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
         if transport.get_write_buffer_size() > _MAX_UNREAD:
             transport.abort()
 
@@ -214,8 +211,10 @@ class Outbox:
             length += len(part)
         self._window -= length
         call.window -= length
-        self.write(b"".join((frame_header(frames.DATA, 0, call.stream, length), *pieces)))
-        if self._size > _JOIN_BELOW:
+        self.write(frame_header(frames.DATA, 0, call.stream, length))
+        self._parts += pieces
+        self._size += length
+        if self._size >= _BATCH:
             self.flush()
         call.sent(length)
         return True
