@@ -1,5 +1,6 @@
 """Triton's client and gRPC's own drive the server, unmodified, through the attested certificate."""
 
+import base64
 import queue
 import threading
 import time
@@ -16,11 +17,18 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from tritonclient.utils import InferenceServerException
 
+from blindai.attestation import wire
+from blindai.attestation.policy import Policy
+from blindai.channel.receipt_file import ReceiptFile
+from blindai.channel.receipts import Receipt
+from blindai.channel.statement import Kind
+from blindai.receipt import verify_receipt
+from blindai.server.grpc.messages import message_class
 from blindai.server.open_inference import EXTENSIONS
 from blindai.testing.server import start_server
 from tests.inference.models import add, identity
 from tests.server import talk as rest
-from tests.server.grpc.talk import floats, root_of
+from tests.server.grpc.talk import INFER, STREAM, floats, request_for, root_of
 from tests.server.test_service import WIDTH
 
 SLOW_ROWS = 400  # some seconds
@@ -330,3 +338,35 @@ def test_reflection_errors(channel, question, code):
     answers = list(stub.ServerReflectionInfo(iter(questions), timeout=10))
     assert [a.error_response.error_code for a in answers] == [code.value[0]] * 2
     assert answers[0].valid_host == "h"
+
+
+def test_receipt(server, channel):
+    """A run's receipt comes in the trailing metadata, of the very bytes of both messages."""
+    sent = request_for(floats(2), model="identity-fp32")
+    sent.parameters["receipt"].bool_param = True
+    sent.parameters["receipt_nonce"].string_param = "0a0b"
+    data = sent.SerializeToString()
+    answer, call = channel.unary_unary(INFER).with_call(data, timeout=20)
+    trailers = dict(call.trailing_metadata())
+    receipt = Receipt.parse(base64.b64decode(trailers["x-blindai-receipt"], validate=True))
+    bundle = wire.parse_bundle(rest.request(server, "GET", "/blindai/v1/evidence").body)
+    result = verify_receipt(
+        ReceiptFile((receipt,), bundle, None),
+        Policy.simulation(),
+        inputs={"x": [0.0, 1.0]},
+        outputs={"y": [0.0, 1.0]},
+        request=data,
+        response=answer,
+        nonce=b"\x0a\x0b",
+    )
+    assert result.statement.kind is Kind.RUN
+
+
+def test_no_receipts_in_streams(channel):
+    """A stream's request for a receipt is refused, for there is one trailer for all of them."""
+    sent = request_for(floats(2), model="identity-fp32")
+    sent.parameters["receipt"].bool_param = True
+    stream = channel.stream_stream(STREAM)
+    (answer,) = stream(iter([sent.SerializeToString()]), timeout=20)
+    error = message_class("inference.ModelStreamInferResponse").FromString(answer).error_message
+    assert "receipt" in error

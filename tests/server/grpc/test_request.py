@@ -111,11 +111,29 @@ def test_messages_in_any_pieces(messages, cuts):
     assert not assembler.is_partial
 
 
-def test_large_message_is_not_copied():
-    """A large message that came as a whole is a view of what came."""
-    data = PREFIX.pack(0, 100_000) + bytes(100_000)
-    ((_, message),) = Assembler(1 << 20).feed(memoryview(data))
-    assert message.obj is data
+def test_message_is_received_where_it_stays():
+    """The rest of a message that began may be written into it, and then it is complete."""
+    assembler = Assembler(100)
+    assert assembler.room(10) is None
+    assert assembler.feed(memoryview(PREFIX.pack(1, 10) + b"abc")) == []
+    room = assembler.room(100)
+    assert len(room) == 7
+    room[:] = b"defghij"
+    assert assembler.filled(4) == []
+    assert len(assembler.room(2)) == 2
+    ((flag, data),) = assembler.filled(3)
+    assert (flag, bytes(data)) == (1, b"abcdefghij")
+    assert not assembler.is_partial
+
+
+def test_what_came_may_change():
+    """Nothing is kept of the memory that bytes came in."""
+    memory = bytearray(PREFIX.pack(0, 3) + b"abc" + PREFIX.pack(0, 3) + b"d")
+    assembler = Assembler(100)
+    ((_, first),) = assembler.feed(memoryview(memory))
+    memory[:] = bytes(len(memory))
+    ((_, second),) = assembler.feed(memoryview(b"ef"))
+    assert (bytes(first), bytes(second)) == (b"abc", b"def")
 
 
 def test_announced_length_takes_no_memory():

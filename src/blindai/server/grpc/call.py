@@ -176,14 +176,29 @@ class Call:
             BlindAIError: They are refused, and the RPC is to be finished with it.
         """
         self._share.grow(len(data))
-        complete = self._assembler.feed(data)
+        self._take(self._assembler.feed(data), len(data))
+
+    def room_for(self, count: int) -> memoryview | None:
+        """Return where up to `count` of the next bytes belong; `None`: wherever, for `feed`."""
+        return self._assembler.room(count)
+
+    def filled(self, count: int) -> None:
+        """Take bytes that came into `room_for`.
+
+        Raises:
+            BlindAIError: They are refused, and the RPC is to be finished with it.
+        """
+        self._share.grow(count)
+        self._take(self._assembler.filled(count), count)
+
+    def _take(self, complete: list[tuple[int, Message]], count: int) -> None:
         if complete:
             self._share.grow((_MESSAGE_OVERHEAD - PREFIX.size) * len(complete))
             self._messages += complete
             if self._method.stream is None and len(self._messages) > 1:
                 msg = "expected one message, came more"
                 raise InvalidInput(msg)
-        self._used += len(data)
+        self._used += count
         self._give_room()
         self._wake()
 

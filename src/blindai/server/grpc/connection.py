@@ -12,7 +12,7 @@ CVE-2023-44487 (rapid reset) and CVE-2024-27316 (CONTINUATION flood).
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from blindai.errors import BlindAIError, InvalidInput, LimitExceeded, Overloaded
@@ -46,6 +46,9 @@ _RESET_COST: Final = 4
 # For the rest of what was sent, and TLS's good-bye, before a closing connection is cut.
 _CLOSE_SECONDS: Final = 10.0
 
+# A read of TLS or TCP takes as much at most.
+_BUFFER_BYTES: Final = 256 << 10
+
 _HTTP_ANSWERS: Final = {
     405: encode_fields((b":status", b"405"), (b"allow", b"POST")),
     415: encode_fields((b":status", b"415")),
@@ -69,6 +72,7 @@ class Port:
         bodies: Counts what all calls hold.
         why_not: Returns why nothing is served but what always is; "" where all is.
         connections: That are open, also to other identities.
+        buffer: Receives for all of them; what is in it is taken before the next read.
     """
 
     methods: Mapping[bytes, Method]
@@ -76,9 +80,10 @@ class Port:
     bodies: ByteBudget
     why_not: Callable[[], str]
     connections: set[Connection]
+    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(_BUFFER_BYTES)))
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One connection.
 
     Args:
@@ -106,6 +111,7 @@ class Connection(asyncio.Protocol):
         # What the clock says.
         self._pace_in, self._pace_out = Pace(port.limits, now), Pace(port.limits, now)
         self._received = 0
+        self._target: memoryview | None = None
         self._received_at = now
         self._received_before = 0
         self._progress: tuple[int, float] = (-1, now)
@@ -168,12 +174,18 @@ class Connection(asyncio.Protocol):
         """Go on after `pause_writing`."""
         self._out.resume()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's
+        """Return where to receive what comes next."""
+        self._target = self._reader.target()
+        return self._port.buffer if self._target is None else self._target
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Take what the client sent; after a breach, drop it."""
-        if self._closing_at is not None:
-            return
-        self._received += len(data)
-        self._reader.feed(data)
+        self._received += nbytes
+        if self._target is None:
+            self._reader.feed(self._port.buffer[:nbytes])
+        elif self._closing_at is None:
+            self._reader.filled(nbytes)
 
     def tick(self, now: float) -> None:
         """Look at the clock, about once a second: who is too slow, too quiet, or gone?"""
@@ -271,6 +283,21 @@ class Connection(asyncio.Protocol):
             return
         try:
             call.feed(piece)
+        except BlindAIError as error:
+            call.stop(status_of(error))
+
+    def room_for(self, stream: int, count: int) -> memoryview | None:
+        """Return memory for up to `count` of the next bytes; `None`: hand them over."""
+        call = self._calls.get(stream)
+        return None if call is None else call.room_for(count)
+
+    def on_filled(self, stream: int, count: int) -> None:
+        """Tell a call of bytes that were received into `room_for`."""
+        call = self._calls.get(stream)
+        if call is None:
+            return
+        try:
+            call.filled(count)
         except BlindAIError as error:
             call.stop(status_of(error))
 

@@ -2,8 +2,8 @@
 
 Always true: a frame is looked at only as far as its bytes are there; of what is incomplete, no
 more is held than one frame that is no DATA and one header block, both bounded. DATA is handed on
-as it comes, whatever the length of its frame. No bytes make it raise; a breach is told once, and
-what comes after it is dropped.
+as it comes, whatever the length of its frame, and from some size on it is received where it stays.
+No bytes make it raise; a breach is told once, and what comes after it is dropped.
 
 Specification: RFC 9113 §3.4, §4 and §6.
 """
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Fewer, larger frames cost less.
 FRAME_SIZE: Final = 1 << 20
+# What is left of a DATA frame from which on its bytes are received where they stay.
+DIRECT_FROM: Final = 64 << 10
 
 
 class Sink(Protocol):
@@ -35,6 +37,14 @@ class Sink(Protocol):
 
     def on_payload(self, stream: int, piece: memoryview) -> None:
         """Take some bytes of a DATA frame."""
+        ...
+
+    def room_for(self, stream: int, count: int) -> memoryview | None:
+        """Return memory for up to `count` of the next bytes; `None`: hand them over."""
+        ...
+
+    def on_filled(self, stream: int, count: int) -> None:
+        """Take note of bytes that were received into `room_for`."""
         ...
 
     def on_end(self, stream: int) -> None:
@@ -112,33 +122,49 @@ class FrameReader:
         self._held = b""
         self._block = []
 
-    def feed(self, data: bytes) -> None:
-        """Take what came, and tell of all that is complete."""
+    def target(self) -> memoryview | None:
+        """Return where the next bytes are to be received; `None`: anywhere, for `feed`."""
+        if self._data_left < DIRECT_FROM or self._is_broken:
+            return None
+        return self._sink.room_for(self._data_stream, self._data_left)
+
+    def filled(self, count: int) -> None:
+        """Take note that so many bytes were received into `target`."""
+        self._data_left -= count
+        self._sink.on_filled(self._data_stream, count)
+        self._end_data()
+
+    def feed(self, data: memoryview) -> None:
+        """Take what came, and tell of all that is complete.
+
+        Args:
+            data: May change afterwards; what is needed of it is copied.
+        """
         if self._is_broken:
             return
         if self._held:
-            data, self._held = self._held + data, b""
+            data, self._held = memoryview(self._held + data), b""
         position = 0
         if not self._has_preface:
             position = len(frames.PREFACE)
-            if not data.startswith(frames.PREFACE[: len(data)]):
+            beginning = bytes(data[:position])
+            if not frames.PREFACE.startswith(beginning):
                 self._breach(Code.PROTOCOL_ERROR, "expected the preface of HTTP/2")
                 return
-            if len(data) < position:
-                self._held = data
+            if len(beginning) < position:
+                self._held = beginning
                 return
             self._has_preface = True
         position = self._read(data, position)
         if position < len(data) and not self._is_broken:
-            self._held = data[position:]
+            self._held = bytes(data[position:])
 
-    def _read(self, data: bytes, position: int) -> int:
+    def _read(self, data: memoryview, position: int) -> int:
         """Read all that is there; return the position of what has to wait."""
         size = len(data)
-        view = memoryview(data)
         while position < size and not self._is_broken:
             if self._data_left or self._padding_left:
-                position = self._read_payload(view, position)
+                position = self._read_payload(data, position)
                 continue
             body = position + frames.HEADER_SIZE
             if body > size:
@@ -149,7 +175,7 @@ class FrameReader:
             if self._is_out_of_place(kind, flags, stream) or self._is_too_large(kind, length):
                 break
             if kind == frames.DATA:
-                start = self._begin_data(flags, stream, length, view[body:])
+                start = self._begin_data(flags, stream, length, data[body:])
                 if start < 0:
                     break
                 position = body + start
@@ -160,10 +186,10 @@ class FrameReader:
             self.count += 1
             handler = self._handlers.get(kind)
             if handler is not None:
-                handler(flags, stream, data[body:position])
+                handler(flags, stream, bytes(data[body:position]))
                 continue
             self._has_settings = True  # the first frame is nothing else
-            self._sink.on_frame(kind, flags, stream, data[body:position])
+            self._sink.on_frame(kind, flags, stream, bytes(data[body:position]))
         return position
 
     def _is_out_of_place(self, kind: int, flags: int, stream: int) -> bool:
@@ -205,14 +231,14 @@ class FrameReader:
         self._end_data()
         return start
 
-    def _read_payload(self, view: memoryview, position: int) -> int:
+    def _read_payload(self, data: memoryview, position: int) -> int:
         """Take what is there of a DATA frame; return the position after."""
         if self._data_left:
-            piece = view[position : position + self._data_left]
+            piece = data[position : position + self._data_left]
             self._data_left -= len(piece)
             position += len(piece)
             self._sink.on_payload(self._data_stream, piece)
-        skipped = min(self._padding_left, len(view) - position)
+        skipped = min(self._padding_left, len(data) - position)
         self._padding_left -= skipped
         self._end_data()
         return position + skipped

@@ -37,8 +37,6 @@ _FORBIDDEN: Final = frozenset(
 )
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _BAD_VALUE: Final = re.compile(rb"[\0\r\n]")
-# Of a message that began: the rest of its prefix, or nothing at all.
-_SMALL: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +143,7 @@ class Assembler:
         """Return the messages that end in the next bytes, each with its flag: 1, compressed.
 
         Args:
-            data: Kept, where a message lies in it as a whole and is large.
+            data: Copied, as far as it belongs to a message.
 
         Raises:
             InvalidInput: A flag that there is not.
@@ -160,12 +158,24 @@ class Assembler:
                 continue
             taken = data[position : position + len(self._buffer) - self._filled]
             self._buffer[self._filled : self._filled + len(taken)] = taken
-            self._filled += len(taken)
             position += len(taken)
-            if self._filled == len(self._buffer):
-                messages.append((self._flag, self._buffer))
-                self._buffer = None
+            messages += self.filled(len(taken))
         return messages
+
+    def room(self, count: int) -> memoryview | None:
+        """Return where up to `count` of a message's next bytes belong; `None`: it began not yet."""
+        if self._buffer is None:
+            return None
+        return self._buffer[self._filled : self._filled + count]
+
+    def filled(self, count: int) -> list[tuple[int, Message]]:
+        """Return the message, if it ends with `count` bytes that came into `room`."""
+        buffer = self._buffer
+        self._filled += count
+        if buffer is None or self._filled < len(buffer):
+            return []
+        self._buffer = None
+        return [(self._flag, buffer)]
 
     def _begin(self, data: memoryview, position: int, messages: list[tuple[int, Message]]) -> int:
         """Read a prefix, and the message where all of it is there; return the position after."""
@@ -184,8 +194,7 @@ class Assembler:
             raise LimitExceeded(msg)
         end = position + length
         if end <= len(data):
-            whole = data[position:end]
-            messages.append((self._flag, bytes(whole) if length <= _SMALL else whole))
+            messages.append((self._flag, bytes(data[position:end])))
             return end
         try:
             self._buffer = np.empty(length, np.uint8).data
