@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--no-docs", action="store_true", help="leave docs/ and results.json alone")
     options = parser.parse_args()
     rounds = options.rounds or (3 if options.quick else 5)
-    seconds = options.seconds or (0.5 if options.quick else 1.0)
+    seconds = options.seconds or 0.5
     only = options.only.split(",") if options.only else list(QUICK if options.quick else WORKLOADS)
     print(machine(), flush=True)
     rows, left_out = [], []
@@ -141,7 +141,7 @@ def measure(workload, running, count, rounds, seconds):
     for each in running:
         # To warm up, and to know for how long a window holds several answers of each.
         slowest = each.load(count, seconds / 2).p50
-        seconds = max(seconds, min(6.0, 4 * slowest))
+        seconds = max(seconds, min(3.0, 2 * slowest))
     for _ in range(rounds):
         for each in running:
             taken[each].append(each.load(count, seconds))

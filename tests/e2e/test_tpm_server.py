@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import subprocess
 import sys
@@ -119,3 +120,54 @@ def test_files_put_back(tpm, tmp_path):  # noqa: F811
         (folder / name).write_bytes(content)
     with serving(tpm, folder) as ready:
         assert "rolled back" in ready["failed"][0]["error"]
+
+
+def extended(value, content):
+    """Return a PCR's value after an event was measured into it."""
+    return hashlib.sha256(value + hashlib.sha256(content).digest()).digest()
+
+
+def test_upgrade_that_the_old_code_agreed_to(tpm, tmp_path):  # noqa: F811
+    """The next version opens the models that it was handed; a third one does not."""
+    folder, policy = tmp_path / "vault", policy_of(tpm, tmp_path)
+    now = policy.accept[0].measurements["pcr9"][0].value
+    following = tmp_path / "next.toml"
+    with serving(tpm, folder) as ready:
+        with connect(ready, policy) as client:
+            client.upload_model(identity(), name="m")
+            with pytest.raises(blindai.InvalidInput, match="came pcr10"):
+                client.hand_over({"pcr10": bytes(32)})
+        with (
+            pytest.raises(blindai.AccessDenied),
+            connect(ready | {"token": None}, policy) as client,
+        ):
+            client.hand_over({"pcr9": bytes(32)})
+        next_pcr9 = extended(now, b"next version").hex()
+        following.write_text(
+            'version = 1\n[[accept]]\nplatform = "tpm"\n'
+            f'measurements = {{ pcr9 = ["{next_pcr9}"] }}\ntolerate = ["memory-not-encrypted"]\n'
+        )
+        current = tmp_path / "current.toml"
+        current.write_text(policy.to_toml())
+        command = [sys.executable, "-m", "blindai", "reseal", "--next", str(following)]
+        command += ["--server", ready["attested"], "--policy", str(current)]
+        done = subprocess.run(
+            [*command, "--token", ready["token"]], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "handed over to code with this pcr9" in done.stdout
+    with serving(tpm, folder) as ready:  # the old version still can
+        assert ready["failed"] == []
+    tpm.extend(9, b"next version")
+    with serving(tpm, folder) as ready:  # nobody takes over unasked
+        assert "stay shut" in ready["failed"][0]["error"]
+    with serving(tpm, folder, "--take-over") as ready:
+        assert ready["failed"] == []
+        with connect(ready, policy_of(tpm, tmp_path)) as client:
+            assert client.run_model("m", X)[0].tolist() == [1.5, 2.5]
+    assert not folder.with_name("vault.handover").exists()
+    with serving(tpm, folder) as ready:  # from now on under its own key
+        assert ready["failed"] == []
+    tpm.extend(9, b"a third version")
+    with serving(tpm, folder, "--take-over") as ready:
+        assert "stay shut" in ready["failed"][0]["error"]

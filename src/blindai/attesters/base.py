@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from blindai.attestation.binding import BINDING_SIZE
 from blindai.errors import ConfigurationError
@@ -55,6 +55,19 @@ class Attester(Protocol):
 
     def rollback_counter(self) -> Counter | None:
         """Return a counter that only goes up; `None`: this platform has none."""
+        ...
+
+
+@runtime_checkable
+class Succeeded(Protocol):
+    """An attester whose code can leave a secret for the code that runs after it."""
+
+    def seal_for_successor(self, secret: bytes, measurements: Mapping[str, bytes]) -> bytes:
+        """Return `secret` in a form that only code with these measurements opens, here."""
+        ...
+
+    def open_from_predecessor(self, blob: bytes) -> bytes:
+        """Return the secret that the code before sealed for the code that runs now."""
         ...
 
 

@@ -59,6 +59,7 @@ for _command in (
     models.run,
     models.models,
     models.delete,
+    models.reseal,
     receipt.receipt,
     doctor.doctor,
     demo.demo,

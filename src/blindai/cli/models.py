@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from blindai.attestation.policy import Policy
 from blindai.cli.files import write_file
 from blindai.cli.options import Target, json_option, server_option, target_options, token_option
 from blindai.errors import ConfigurationError
@@ -155,6 +156,53 @@ def delete(name: str, *, target: Target, token: str | None, as_json: bool) -> No
     with target.connect(token) as client:
         client.delete_model(name)
     click.echo(json.dumps({"deleted": name}) if as_json else f"deleted {name}")
+
+
+@click.command()
+@click.option(
+    "--next",
+    "next_policy",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="Policy file of the next code, as `blindai measure` writes it.",
+)
+@server_option
+@target_options
+@token_option
+@json_option
+def reseal(next_policy: Path, *, target: Target, token: str | None, as_json: bool) -> None:
+    """Let the server's next version open the models that this version sealed.
+
+    The server that runs now leaves its sealing key for code with the measurements of the policy
+    file, and for no other; it goes on as before. The next version, started with --take-over, seals
+    the models anew under its own key.
+    """
+    measurements = _measurements_of(next_policy)
+    with target.connect(token) as client:
+        client.hand_over(measurements)
+        _mark_simulation(client.attestation, as_json=as_json)
+    listed = sorted(measurements)
+    text = json.dumps({"handed_over_to": {n: measurements[n].hex() for n in listed}})
+    click.echo(text if as_json else f"handed over to code with this {', '.join(listed)}")
+
+
+def _measurements_of(path: Path) -> dict[str, bytes]:
+    """Return the PCRs that a policy pins to one value each."""
+    policy = Policy.load(path)
+    if len(policy.accept) != 1:
+        count = len(policy.accept)
+        msg = f"{path}: expected one [[accept]] block, which is the next code, came {count}"
+        raise ConfigurationError(msg)
+    found = policy.accept[0].measurements
+    exact = {
+        name: patterns[0].value
+        for name, patterns in found.items()
+        if name.startswith("pcr") and len(patterns) == 1 and patterns[0].pins
+    }
+    if not exact:
+        msg = f"{path}: expected PCRs, each pinned to one value, came {', '.join(found) or 'none'}"
+        raise ConfigurationError(msg)
+    return exact
 
 
 def _info_to_json(info: ModelInfo) -> dict[str, Any]:

@@ -63,6 +63,11 @@ _TOKEN_FILE_MODE = 0o600
     "machine opens them.",
 )
 @click.option(
+    "--take-over",
+    is_flag=True,
+    help="Open --sealed-models with the key that the version before left by `blindai reseal`.",
+)
+@click.option(
     "--max-batch",
     type=click.IntRange(1),
     default=1,
@@ -102,6 +107,7 @@ def serve(
     no_grpc: bool,
     models_dir: Path | None,
     sealed_models: Path | None,
+    take_over: bool,
     max_batch: int,
     token_file: Path | None,
     tpm: str | None,
@@ -131,6 +137,7 @@ def serve(
         grpc_port=None if no_grpc else grpc_port,
         models=models_dir,
         sealed=sealed_models,
+        take_over=take_over,
         max_batch=max_batch,
     )
     token = generate_token()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Callable,
         Iterable,
         Iterator,
+        Mapping,
         Sequence,
     )
     from datetime import datetime
@@ -275,6 +276,12 @@ class AsyncClient:
     async def delete_model(self, name: str, *, token: str | None = None) -> None:
         """Take a model away from the server; see `Client.delete_model`."""
         await self._drive(lambda _: self._calls.delete_model(name, token))
+
+    async def hand_over(
+        self, measurements: Mapping[str, bytes], *, token: str | None = None
+    ) -> None:
+        """Let the server's next code open its sealed models; see `Client.hand_over`."""
+        await self._drive(lambda _: self._calls.hand_over(measurements, token))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -27,6 +27,7 @@ from blindai.client.messages import (
     authorization,
     check_name,
     delete_request,
+    handover_request,
     infer_request,
     list_request,
     model_request,
@@ -82,6 +83,10 @@ class Calls:
         response = yield delete_request(name, self._presenting(token))
         self._known.pop(name, None)
         check_status(response)
+
+    def hand_over(self, measurements: Mapping[str, bytes], token: str | None) -> Call[None]:
+        """Ask for the sealed models to be opened to other code."""
+        check_status((yield handover_request(measurements, self._presenting(token))))
 
     def upload_request(
         self,

@@ -24,7 +24,7 @@ from blindai.errors import BindingError, SimulationWarning
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from blindai.attestation.model import AttestationResult
@@ -361,6 +361,21 @@ class Client:
             AccessDenied: If the token is missing or gives no right to this.
         """
         self._drive(lambda _: self._calls.delete_model(name, token))
+
+    def hand_over(self, measurements: Mapping[str, bytes], *, token: str | None = None) -> None:
+        """Let the server's next code open the models that this one sealed; both can, until then.
+
+        Args:
+            measurements: Name, such as "pcr9", to value: of what is other in that code, as
+                `blindai measure` computes it.
+            token: Instead of the client's own.
+
+        Raises:
+            InvalidInput: If nothing is sealed, or its platform cannot.
+            SealedDataError: If the models are shut to this server, too.
+            AccessDenied: If the token is missing or gives no right to this.
+        """
+        self._drive(lambda _: self._calls.hand_over(measurements, token))
 
     def close(self) -> None:
         """Close the connections."""

@@ -125,6 +125,14 @@ def delete_request(name: str, headers: Mapping[str, str]) -> Request:
     return Request("DELETE", target, headers, repeatable=False)
 
 
+def handover_request(measurements: Mapping[str, bytes], headers: Mapping[str, str]) -> Request:
+    """Return the request that lets other code open the sealed models."""
+    shown = {name: value.hex() for name, value in measurements.items()}
+    body = (msgspec.json.encode({"measurements": shown}),)
+    headers = {"Content-Type": "application/json", **headers}
+    return Request("PUT", "/blindai/v1/handover", headers, body, repeatable=False)
+
+
 def upload_request(
     name: str,
     headers: Mapping[str, str],

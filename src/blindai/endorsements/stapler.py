@@ -84,6 +84,11 @@ class Stapler:
         """Return the attester's counter."""
         return self._attester.rollback_counter()
 
+    @property
+    def wrapped(self) -> Attester:
+        """The attester itself."""
+        return self._attester
+
     def attest(self, report_data: bytes) -> Evidence:
         """Return fresh evidence with its endorsements, as far as they are at hand.
 

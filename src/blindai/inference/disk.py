@@ -50,3 +50,25 @@ class Disk:
     def unlink(self, path: Path) -> None:
         """Remove a file, if it is there."""
         path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes, disk: Disk | None = None) -> None:
+    """Write a file so that it is there as a whole or not at all, also after a power cut.
+
+    Raises:
+        OSError: The system refuses; what was there before is still.
+    """
+    disk = disk or Disk()
+    new = path.with_name(f".{path.name}-{os.urandom(8).hex()}")
+    descriptor = disk.create(new)
+    try:
+        try:
+            disk.write(descriptor, data)
+            disk.sync(descriptor)
+        finally:
+            disk.close(descriptor)
+        disk.rename(new, path)
+    except BaseException:
+        disk.unlink(new)
+        raise
+    disk.sync_folder(path.parent)

@@ -91,6 +91,9 @@ class ServerConfig:
         models: A folder whose `*.onnx` are served from the start.
         sealed: A folder where uploaded models are kept, sealed, over restarts; `None`: they live
             in memory only.
+        take_over: Open sealed models with the key that the code before left for this one, where
+            this code's own does not open them. Clients see it: whoever controls the machine
+            could leave models of their own there.
         store: Where the models' files are kept while the server runs. Memory, or storage
             that the TEE encrypts. `None`: a folder in memory, removed at the end.
         key_lifetime: Keys are renewed after half of it.
@@ -111,6 +114,7 @@ class ServerConfig:
     names: tuple[str, ...] = ("localhost",)
     models: Path | None = None
     sealed: Path | None = None
+    take_over: bool = False
     store: Path | None = None
     key_lifetime: timedelta = timedelta(days=7)
     threads: int = 0
@@ -166,5 +170,6 @@ class ServerConfig:
             "engine": "onnx",
             "max_batch": self.max_batch,
             "sealed": self.sealed is not None,
+            "take_over": self.take_over,
         }
         return hashlib.sha256(cbor2.dumps(statement, canonical=True)).digest()

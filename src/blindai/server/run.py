@@ -251,7 +251,9 @@ class _Server:
         store = self._service.store
         failed: list[tuple[Path, BlindAIError]] = []
         if self._config.sealed is not None:
-            sealed = SealedModels(self._config.sealed, self._attester, store)
+            sealed = SealedModels(
+                self._config.sealed, self._attester, store, take_over=self._config.take_over
+            )
             self._service.sealed = sealed
             failed += sealed.restore()
         if self._config.models is not None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from blindai.attestation.model import Platform
+from blindai.attesters.base import Succeeded
+from blindai.attesters.kernel_files import read_bounded
 from blindai.errors import (
     BlindAIError,
     ConfigurationError,
@@ -21,15 +23,21 @@ from blindai.errors import (
     SealedDataError,
 )
 from blindai.inference.at_rest import keep_model, restore_model, restore_models
+from blindai.inference.disk import write_whole
 from blindai.inference.sealing_key import FileSealingKey
-from blindai.inference.vault import Vault
+from blindai.inference.vault import Vault, reseal
+from blindai.server.events import log_event
 
 if TYPE_CHECKING:
-    from blindai.attesters import Attester
+    from collections.abc import Mapping
+
+    from blindai.attesters.base import Attester, Counter
     from blindai.inference.records import LoadedModel, ModelRecord
     from blindai.inference.store import ModelStore
 
 IN_MEMORY_ONLY = "models live in memory only: they have to be uploaded again after a restart"
+
+_MAX_BLOB: Final = 8192
 
 
 class SealedModels:
@@ -39,18 +47,25 @@ class SealedModels:
         folder: Of the vault.
         attester: Gives the sealing key, and the rollback counter where there is one.
         store: Has the models that run.
+        take_over: Whether the key that the code before left may be used.
 
     Raises:
         ConfigurationError: The platform gives no sealing key, or the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, attester: Attester, store: ModelStore) -> None:
+    def __init__(
+        self, folder: Path, attester: Attester, store: ModelStore, *, take_over: bool = False
+    ) -> None:
         self._store = store
+        self._handover = Handover(folder, attester)
         self._vault: Vault | None = None
         self._why_shut: SealedDataError | None = None
-        key = _sealing_key(folder, attester)
+        self._key = _sealing_key(folder, attester)
+        counter = attester.rollback_counter()
         try:
-            self._vault = Vault(folder, key, counter=attester.rollback_counter())
+            if take_over:
+                self._handover.take(self._key, counter)
+            self._vault = Vault(folder, self._key, counter=counter)
         except SealedDataError as error:
             self._why_shut = error
 
@@ -98,6 +113,16 @@ class SealedModels:
         with contextlib.suppress(ModelNotFound):
             self._open().remove(name)
 
+    def hand_over(self, measurements: Mapping[str, bytes]) -> None:
+        """Let the code with these measurements open what is sealed; this code still can.
+
+        Raises:
+            ConfigurationError: The platform cannot, or has no such measurements.
+            SealedDataError: The vault is shut.
+        """
+        self._open()
+        self._handover.leave(self._key, measurements)
+
     def _open(self) -> Vault:
         if self._vault is None:
             msg = f"this server cannot keep models: {self._why_shut}"
@@ -112,6 +137,53 @@ class SealedModels:
             if name in model.names:
                 with contextlib.suppress(BlindAIError):
                     restore_model(self._open(), self._store, model, [name])
+
+
+class Handover:
+    """What one version of the code leaves for the next, in a file beside the vault.
+
+    Args:
+        folder: Of the vault.
+        attester: Seals it to what the next code will be measured as.
+    """
+
+    def __init__(self, folder: Path, attester: Attester) -> None:
+        self._folder = folder
+        self._path = folder.with_name(f"{folder.name}.handover")
+        self._attester = getattr(attester, "wrapped", attester)
+
+    def leave(self, key: bytes, measurements: Mapping[str, bytes]) -> None:
+        """Write the sealing key, sealed for the code with these measurements."""
+        blob = self._able().seal_for_successor(key, measurements)
+        write_whole(self._path, blob)
+        log_event("models_handed_over", level="warning")
+
+    def take(self, key: bytes, counter: Counter | None) -> None:
+        """Seal the vault anew under `key`, if the code before left its own; else do nothing.
+
+        Raises:
+            SealedDataError: What it left is not for this code, or does not open the vault.
+        """
+        try:
+            blob = read_bounded(self._path, at_most=_MAX_BLOB)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            msg = f"{self._path}: {error.strerror}"
+            raise SealedDataError(msg) from error
+        old = self._able().open_from_predecessor(blob)
+        reseal(self._folder, old_key=old, new_key=key, counter=counter)
+        self._path.unlink()
+        log_event("models_taken_over", level="warning")
+
+    def _able(self) -> Succeeded:
+        if not isinstance(self._attester, Succeeded):
+            msg = (
+                f"platform {self._attester.platform} has no way to leave sealed models to other "
+                "code: upload them again after the upgrade"
+            )
+            raise ConfigurationError(msg)
+        return self._attester
 
 
 def _sealing_key(folder: Path, attester: Attester) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from blindai.attestation.model import Evidence, Platform
 from blindai.attesters.base import Finding, Machine, check_binding
@@ -20,6 +20,7 @@ from blindai.attesters.kernel_files import read_bounded, refused
 from blindai.attesters.tpm.counter import TpmCounter
 from blindai.attesters.tpm.device import INSTALL, Selection, TpmConnection, TpmDevice, select
 from blindai.attesters.tpm.enrolment import Challenge, Enrolment
+from blindai.attesters.tpm.handover import open_handover, seal_for
 from blindai.attesters.tpm.keys import (
     ATTESTATION_KEY,
     activate,
@@ -31,6 +32,9 @@ from blindai.errors import BlindAIError, EvidenceError, Overloaded
 from blindai.platforms.tpm.eventlog import MAX_LOG_BYTES
 from blindai.platforms.tpm.keys import parse_signature
 from blindai.platforms.tpm.quote import Quote, Registers, dump_registers, parse_quote
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # Firmware and boot loader (0 to 9), unified kernel image (11), its options (12), and the keys
 # that shim allows (14). Not 10, 13 and 15: the running system extends them.
@@ -110,6 +114,31 @@ class TpmAttester:
             Overloaded: If it has no room, or was reset.
         """
         return self._device.run(lambda connection: derive_sealing_key(connection, self._pcrs))
+
+    def seal_for_successor(self, secret: bytes, measurements: Mapping[str, bytes]) -> bytes:
+        """Return `secret` in a form that only other code on this TPM opens.
+
+        Args:
+            secret: At most 64 bytes.
+            measurements: "pcr9" → value, of the PCRs that are others when that code runs.
+
+        Raises:
+            ConfigurationError: A PCR that is not quoted, or the TPM refuses.
+            Overloaded: If it has no room, or was reset.
+        """
+        return self._device.run(
+            lambda connection: seal_for(connection, self._pcrs, measurements, secret)
+        )
+
+    def open_from_predecessor(self, blob: bytes) -> bytes:
+        """Return the secret that the code before sealed for the code that runs now.
+
+        Raises:
+            SealedDataError: It was sealed for other code, or is of another TPM.
+            ConfigurationError: If the TPM cannot be reached, or refuses.
+            Overloaded: If it has no room, or was reset.
+        """
+        return self._device.run(lambda connection: open_handover(connection, self._pcrs, blob))
 
     def enrolment(self) -> Enrolment:
         """Return what whoever enrols this TPM has to see; make the AK if there is none."""

@@ -104,14 +104,14 @@ def activate(
 def derive_sealing_key(connection: TpmConnection, pcrs: Selection) -> bytes:
     """Return 32 bytes that this TPM gives out only while `pcrs` hold what they hold now."""
     tss, esapi = connection.tss, connection.esapi
-    digest = _pcr_policy(connection, tss.TPM2_SE.TRIAL, pcrs, esapi.policy_get_digest)
+    digest = pcr_policy(connection, tss.TPM2_SE.TRIAL, pcrs, esapi.policy_get_digest)
     handle, *_ = esapi.create_primary(
         tss.TPM2B_SENSITIVE_CREATE(),
         _hmac_template(tss, digest),
         primary_handle=tss.ESYS_TR.OWNER,
     )
     connection.keep(handle)
-    key = _pcr_policy(
+    key = pcr_policy(
         connection,
         tss.TPM2_SE.POLICY,
         pcrs,
@@ -154,14 +154,15 @@ def _make_attestation_key(connection: TpmConnection, handle: int) -> Any:
 def _endorsement_session(connection: TpmConnection) -> Iterator[Any]:
     """Open what the EK's policy asks for: a session that knows the hierarchy's password."""
     tss = connection.tss
-    session = _start_session(connection, tss.TPM2_SE.POLICY)
+    session = start_session(connection, tss.TPM2_SE.POLICY)
     connection.esapi.policy_secret(tss.ESYS_TR.ENDORSEMENT, session, b"", b"", b"", 0)
     yield session
     connection.flush(session)
 
 
-def _pcr_policy(connection: TpmConnection, kind: Any, pcrs: Selection, use: Any) -> Any:
-    session = _start_session(connection, kind)
+def pcr_policy(connection: TpmConnection, kind: Any, pcrs: Selection, use: Any) -> Any:
+    """Return what `use` does with a session whose policy is the PCRs as they are now."""
+    session = start_session(connection, kind)
     connection.esapi.policy_pcr(
         session, connection.tss.TPM2B_DIGEST(), select(connection.tss, pcrs)
     )
@@ -170,7 +171,8 @@ def _pcr_policy(connection: TpmConnection, kind: Any, pcrs: Selection, use: Any)
     return result
 
 
-def _start_session(connection: TpmConnection, kind: Any) -> Any:
+def start_session(connection: TpmConnection, kind: Any) -> Any:
+    """Return a new session of this kind; it is flushed with the connection."""
     tss = connection.tss
     return connection.keep(
         connection.esapi.start_auth_session(
