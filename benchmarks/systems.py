@@ -49,14 +49,18 @@ class NotStartedError(Exception):
 
 
 def raw(path, inputs, stack, *, threads=None):
-    """The onnxruntime session in this process, at the better of its two settings."""
+    """The onnxruntime session in this process, at the best of its settings for each load."""
     import onnxruntime  # noqa: PLC0415 - after its telemetry was switched off
 
+    settings = [(CORES, 1, "1"), (CORES, 1, "0"), (1, CORES, "0")]
+    if threads is not None:
+        settings = [(threads, CORES, "0")]
     sessions = []
-    for intra, runs in ((CORES, 1), (1, CORES)) if threads is None else ((threads, CORES),):
+    for intra, runs, spinning in settings:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = intra
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        options.add_session_config_entry("session.dynamic_block_base", "4")
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
