@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blindai import errors
+from blindai.server.app import STATUS
 from blindai.server.grpc.status import CODES, Status, StatusCode, encode_trailers, status_of
 
 
@@ -34,7 +35,7 @@ def test_codes_are_grpcs():
         (errors.Overloaded("x"), StatusCode.UNAVAILABLE),
         (errors.DeadlineExceeded("x"), StatusCode.DEADLINE_EXCEEDED),
         (errors.InvalidModel("x"), StatusCode.INVALID_ARGUMENT),
-        (errors.SealedDataError("x"), StatusCode.INTERNAL),
+        (errors.SealedDataError("x"), StatusCode.UNAVAILABLE),
         (errors.InferenceError("x"), StatusCode.INTERNAL),
         (errors.PolicyError("x"), StatusCode.INTERNAL),
     ],
@@ -49,6 +50,11 @@ def test_every_error_has_a_code():
     kinds = [getattr(errors, name) for name in errors.__all__]
     ours = [kind for kind in kinds if issubclass(kind, errors.BlindAIError)]
     assert all(set(kind.__mro__) & set(CODES) for kind in ours)
+
+
+def test_same_errors_as_rest():
+    """What REST tells apart is told apart here; a client that leaves is gRPC's own affair."""
+    assert set(CODES) - {errors.ConnectionFailed} == set(STATUS)
 
 
 def test_retry():

@@ -30,9 +30,11 @@ from blindai.server.open_inference import (
     MODEL_VERSION,
     InferenceCall,
     check_local,
+    is_bytewise,
     make_call,
     parse_datatype,
 )
+from blindai.server.service import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,14 +87,17 @@ class Envelope:
     Attributes:
         model: Name or SHA-256.
         id: The caller's name for the request; "": none.
-        rest: The message without its raw tensors; parsed already, where it is small.
+        rest: The message without its raw tensors; parsed already, where that is small.
         raw: The raw tensors, in order.
+        work: Bytes that reading the call has to look at one by one; of a request that is not
+            parsed yet, all.
     """
 
     model: str
     id: str
     rest: Any
     raw: Sequence[bytes | memoryview]
+    work: int
 
 
 def open_envelope(message: Message) -> Envelope:
@@ -106,7 +111,8 @@ def open_envelope(message: Message) -> Envelope:
     """
     if len(message) <= _LARGE:
         request = parse_message(REQUEST, message)
-        return Envelope(request.model_name, request.id, request, request.raw_input_contents)
+        tensors = request.raw_input_contents
+        return _envelope(request, tensors, len(message) - sum(map(len, tensors)))
     view = memoryview(message)
     rest: list[memoryview] = []
     raw: list[memoryview] = []
@@ -131,10 +137,20 @@ def open_envelope(message: Message) -> Envelope:
     else:
         msg = f"expected a ModelInferRequest of at most {_MAX_FIELDS} fields, came more"
         raise InvalidInput(msg)
+    size = sum(map(len, rest))
+    if size <= SMALL:
+        return _envelope(parse_message(REQUEST, b"".join(rest)), raw, size)
     try:
-        return Envelope(texts[_MODEL_NAME].decode(), texts[_ID].decode(), rest, raw)
+        return Envelope(texts[_MODEL_NAME].decode(), texts[_ID].decode(), rest, raw, len(message))
     except UnicodeDecodeError:
         raise _malformed() from None
+
+
+def _envelope(request: Any, raw: Sequence[bytes | memoryview], size: int) -> Envelope:
+    """Return a parsed request; `size`: its bytes without the raw tensors."""
+    if any(is_bytewise(entry.datatype) for entry in request.inputs):
+        size += sum(map(len, raw))
+    return Envelope(request.model_name, request.id, request, raw, size)
 
 
 def read_call(envelope: Envelope, time_left: float | None) -> InferenceCall:

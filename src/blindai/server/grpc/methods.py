@@ -196,7 +196,7 @@ class _Inference:
             envelope.model,
             partial(read_call, envelope, call.time_left),
             encode,
-            size=len(message),
+            work=envelope.work,
             handle=RunHandle(),
         )
 

@@ -22,6 +22,7 @@ from blindai.errors import (
     ModelConflict,
     ModelNotFound,
     Overloaded,
+    SealedDataError,
 )
 from blindai.server.grpc.hpack import encode_fields
 
@@ -54,6 +55,7 @@ CODES: Final[Mapping[type[BlindAIError], StatusCode]] = {
     LimitExceeded: StatusCode.RESOURCE_EXHAUSTED,
     InvalidModel: StatusCode.INVALID_ARGUMENT,
     InferenceError: StatusCode.INTERNAL,
+    SealedDataError: StatusCode.UNAVAILABLE,
     Overloaded: StatusCode.UNAVAILABLE,
     DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     ConnectionFailed: StatusCode.CANCELLED,
