@@ -4,7 +4,7 @@ Every system serves the same model file; rounds alternate between the systems, s
 machine is busy for all of them; figures are medians over the rounds. Writes
 `benchmarks/results.json`, and from that the table in docs/performance.md.
 
-    python benchmarks/compare.py [--quick] [--only tiny,resnet50] [--systems raw,ours] [--no-docs]
+    python benchmarks/compare.py [--quick] [--only tiny,resnet50] [--systems raw,ours] [--keep]
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def main() -> None:
     parser.add_argument("--systems", help="with commas between")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float)
-    parser.add_argument("--no-docs", action="store_true", help="leave docs/ and results.json alone")
+    parser.add_argument(
+        "--keep", action="store_true", help="write results.json and the page anyway"
+    )
     options = parser.parse_args()
     rounds = options.rounds or (3 if options.quick else 5)
     seconds = options.seconds or 0.5
@@ -108,7 +110,8 @@ def main() -> None:
         "left_out": left_out,
         "lifecycle": measure_lifecycle(quick=options.quick),
     }
-    if options.quick or options.only or options.systems or options.no_docs:
+    partial = options.quick or options.only or options.systems
+    if partial and not options.keep:
         print(table.render(document))
         return
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
