@@ -29,11 +29,12 @@ class FakeModel:
         stopped: How many runs were stopped from outside.
     """
 
-    def __init__(self, width=2, outputs=("y",)):
+    def __init__(self, width=2, outputs=("y",), *, steady=False):
         self.inputs = (TensorSpec("x", DataType.FP32, ("n", width)),)
         self.outputs = tuple(TensorSpec(name, DataType.FP32, ("n", width)) for name in outputs)
         self.runs: list[list[float]] = []
         self.stopped = 0
+        self.is_steady = steady
         self.entered = threading.Semaphore(0)
         self._gate = threading.Event()
         self._gate.set()

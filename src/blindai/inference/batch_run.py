@@ -31,8 +31,15 @@ def begin_batch(members: list[Request]) -> Batch:
     return batch
 
 
-def run_batch(model: Model, batch: Batch) -> tuple[list[list[Tensor]], RunTimes]:
+def run_batch(
+    model: Model, batch: Batch, *, deadline: float | None = None
+) -> tuple[list[list[Tensor]], RunTimes]:
     """Return the outputs for each member, and how long what took.
+
+    Args:
+        model: To run.
+        batch: Its inputs.
+        deadline: When to stop the run, in seconds of `time.monotonic()`.
 
     Raises:
         InvalidModel: The outputs have not one row for each row of the inputs.
@@ -42,12 +49,15 @@ def run_batch(model: Model, batch: Batch) -> tuple[list[list[Tensor]], RunTimes]
     began = time.perf_counter_ns()
     inputs = join_inputs([member.inputs for member in members])
     joined = time.perf_counter_ns()
-    outputs = model.run(inputs, members[0].outputs, handle=batch.handle)
+    cpu = time.thread_time()
+    outputs = model.run(inputs, members[0].outputs, deadline=deadline, handle=batch.handle)
+    cpu = time.thread_time() - cpu
     ran = time.perf_counter_ns()
     parts = [outputs]
     if len(members) > 1:
         parts = part_outputs(outputs, [member.rows for member in members])
-    return parts, RunTimes(joined - began, ran - joined, time.perf_counter_ns() - ran)
+    parted = time.perf_counter_ns()
+    return parts, RunTimes(joined - began, ran - joined, parted - ran, cpu)
 
 
 def split_batch(batch: Batch, error: Exception) -> list[list[Request]]:

@@ -58,6 +58,11 @@ class Model(Protocol):
         """What it returns, in its order."""
         ...
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether runs are known to take as long for all inputs of the same shapes."""
+        ...
+
     def run(
         self,
         inputs: Sequence[Tensor],

@@ -15,6 +15,7 @@ from blindai.inference.costs import CostModel, MovingAverage
 from blindai.inference.lanes import Lanes
 from blindai.inference.queues import ModelQueue
 from blindai.inference.served import Served, ServedStatistics
+from blindai.inference.sprints import Sprints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,6 +132,7 @@ class Ledger:
         per_run: Seconds.
         narrow: The copy for load, where `options.threads` asks for it, once it is loaded.
         narrow_asked: Whether its load has begun.
+        sprints: Runs that are over in no time.
     """
 
     sha256: str
@@ -144,6 +146,7 @@ class Ledger:
     per_run: MovingAverage = field(default_factory=MovingAverage)
     narrow: Model | None = None
     narrow_asked: bool = False
+    sprints: Sprints = field(default_factory=lambda: Sprints(allowed=False))
     _shapes: OrderedDict[BatchKey | None, ShapeCosts] = field(default_factory=OrderedDict)
 
     @property

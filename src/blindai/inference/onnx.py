@@ -32,7 +32,7 @@ from blindai.errors import (
     Overloaded,
 )
 from blindai.inference.engine import LoadOptions, RunHandle, stoppable
-from blindai.inference.onnx_file import load_outline
+from blindai.inference.onnx_file import Outline, load_outline
 from blindai.inference.packing import pack, packed_size, unpack
 from blindai.inference.tensors import (
     DataType,
@@ -167,7 +167,7 @@ class OnnxEngine:
             raise _load_error(error, path) from None
         # Else a failing run would make a new session behind our back.
         session.disable_fallback()
-        return OnnxModel(session, outline.shapes, options)
+        return OnnxModel(session, outline, options)
 
 
 class OnnxModel:
@@ -177,6 +177,7 @@ class OnnxModel:
         "__weakref__",
         "_fits",
         "_inputs",
+        "_is_steady",
         "_outputs",
         "_session",
         "_shrink_above",
@@ -186,15 +187,18 @@ class OnnxModel:
     def __init__(
         self,
         session: ort.InferenceSession,
-        shapes: Mapping[str, tuple[int | str | None, ...] | None],
+        outline: Outline,
         options: LoadOptions,
     ) -> None:
         self._session: ort.InferenceSession | None = session
         self._shrink_above = options.shrink_above
         self._shrunk_at = 0.0
+        self._is_steady = outline.is_steady
         self._fits: list[tuple[str, DataType, tuple[int, ...]]] = []
-        self._inputs = tuple(_spec(node, "input", shapes) for node in session.get_inputs())
-        self._outputs = tuple(_spec(node, "output", shapes) for node in session.get_outputs())
+        self._inputs = tuple(_spec(node, "input", outline.shapes) for node in session.get_inputs())
+        self._outputs = tuple(
+            _spec(node, "output", outline.shapes) for node in session.get_outputs()
+        )
         text = any(spec.datatype is DataType.BYTES for spec in self._inputs)
         for spec in self._outputs:
             if text and spec.datatype in _ELEMENTS:
@@ -213,6 +217,11 @@ class OnnxModel:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What it returns, in its order."""
         return self._outputs
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether runs are known to take as long for all inputs of the same shapes."""
+        return self._is_steady
 
     def run(
         self,

@@ -18,6 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from blindai.errors import InvalidModel
+from blindai.inference.steadiness import is_steady
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -63,11 +64,13 @@ class Outline:
             onnxruntime does not tell from a scalar.
         inputs: Names of the graph's inputs, in order; with weights that may be overridden.
         outputs: Names of the graph's outputs, in order.
+        is_steady: Whether a run takes as long for all inputs of the same shapes.
     """
 
     shapes: Mapping[str, Shape]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    is_steady: bool
 
 
 def load_outline(path: Path) -> Outline:
@@ -94,6 +97,7 @@ def load_outline(path: Path) -> Outline:
         {value.name: _shape(value) for value in values},
         tuple(value.name for value in model.graph.input),
         tuple(value.name for value in model.graph.output),
+        is_steady(model),
     )
 
 

@@ -114,12 +114,21 @@ class OpenVinoEngine:
 class OpenVinoModel:
     """A model that OpenVINO compiled. Made by `OpenVinoEngine.load`."""
 
-    __slots__ = ("__weakref__", "_compiled", "_idle", "_inputs", "_outputs", "_shrink_above")
+    __slots__ = (
+        "__weakref__",
+        "_compiled",
+        "_idle",
+        "_inputs",
+        "_is_steady",
+        "_outputs",
+        "_shrink_above",
+    )
 
     def __init__(self, compiled: Any, outline: Outline, options: LoadOptions) -> None:
         self._compiled: Any = compiled
         self._idle: list[Any] = []
         self._shrink_above = options.shrink_above
+        self._is_steady = outline.is_steady
         self._inputs = tuple(_spec(port, "input", outline) for port in compiled.inputs)
         self._outputs = tuple(_spec(port, "output", outline) for port in compiled.outputs)
 
@@ -132,6 +141,11 @@ class OpenVinoModel:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What it returns, in its order."""
         return self._outputs
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether runs are known to take as long for all inputs of the same shapes."""
+        return self._is_steady
 
     def run(
         self,

@@ -60,8 +60,17 @@ class Roster:
         keys = ledger.queue.keys()
         return any(ledger.queue.running < ledger.lanes(key) for key in keys)
 
+    def enter(self, ledger: Ledger) -> None:
+        """Say that a request of a model runs at once, while nothing waits."""
+        queue = ledger.queue
+        if not queue.running:
+            queue.served = max(queue.served, self._clock)
+        self._clock = max(self._clock, queue.served)
+        queue.running += 1
+        queue.under_way += 1
+
     def ended(self, ledger: Ledger, requests: int, *, now: float, seconds: float) -> None:
-        """Say that a run has ended, which was chosen here."""
+        """Say that a run has ended, which was chosen here or said to begin."""
         ledger.queue.running -= 1
         ledger.queue.under_way -= requests
         ledger.queue.freed_at = now

@@ -53,6 +53,7 @@ from blindai.inference.ledger import Ledger, ModelStatistics, SchedulingOptions
 from blindai.inference.probe import ProbeResult, probe_model
 from blindai.inference.queues import SECONDS_PER_STEP, Batch, Request, Stage
 from blindai.inference.roster import Roster
+from blindai.inference.sprints import LONGEST, Signature, Sprint, Sprints, sign
 from blindai.inference.sweeper import Sweeper
 from blindai.inference.tensors import check_inputs
 
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
     from blindai.inference.engine import Model
     from blindai.inference.records import LoadedModel, ModelRecord
+    from blindai.inference.served import RunTimes
     from blindai.inference.tensors import Tensor
 
 __all__ = ["MAX_PRIORITY", "ModelStatistics", "Scheduler", "SchedulingOptions"]
@@ -106,6 +108,8 @@ class Scheduler:
         self._roster = Roster()
         # What each worker runs.
         self._running: dict[int, Batch] = {}
+        # Runs under way on the threads that asked for them.
+        self._sprinting = 0
         self._numbers = count()
         self._closing = self._stopping = False
         self._aside = ThreadPoolExecutor(1, "blindai-probe")
@@ -139,7 +143,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Runs under way."""
-        return len(self._running)
+        return len(self._running) + self._sprinting
 
     def prepare(self, entry: LoadedModel) -> Future[ProbeResult] | None:
         """Find out in the background how a model is best run; best called after its load.
@@ -150,7 +154,10 @@ class Scheduler:
         with self._lock:
             if self._closing or entry.model in self._ledgers:
                 return None
-            ledger = Ledger(entry.record.key, self._options_for(entry.record), len(self._workers))
+            options = self._options_for(entry.record)
+            # Who waits for company wants batches.
+            sprints = Sprints(allowed=entry.model.is_steady and not options.max_wait)
+            ledger = Ledger(entry.record.key, options, len(self._workers), sprints=sprints)
             self._ledgers[entry.model] = ledger
             if ledger.options.max_batch == 1:
                 ledger.no_batches("the model's options say so")
@@ -167,6 +174,7 @@ class Scheduler:
         deadline: float | None = None,
         handle: RunHandle | None = None,
         priority: int = 0,
+        may_wait: bool = False,
     ) -> Future[list[Tensor]]: ...
 
     @overload
@@ -179,6 +187,7 @@ class Scheduler:
         deadline: float | None = None,
         handle: RunHandle | None = None,
         priority: int = 0,
+        may_wait: bool = False,
         finish: Callable[[list[Tensor]], ResultT],
     ) -> Future[ResultT]: ...
 
@@ -191,9 +200,10 @@ class Scheduler:
         deadline: float | None = None,
         handle: RunHandle | None = None,
         priority: int = 0,
+        may_wait: bool = False,
         finish: Callable[[list[Tensor]], Any] = lambda outputs: outputs,
     ) -> Future[Any]:
-        """Put a request into the queue. Returns at once: may be called by an event loop.
+        """Put a request into the queue. Returns soon: may be called by an event loop.
 
         Args:
             entry: The model.
@@ -202,6 +212,9 @@ class Scheduler:
             deadline: When to give up, in seconds of `time.monotonic()`.
             handle: Stops this request from outside; of this request alone.
             priority: From -60 to 60; each step counts like a second of waiting.
+            may_wait: Whether the caller can wait as long as a hop to a worker takes: then a run
+                that is known to be shorter happens here (`blindai.inference.sprints`), and what
+                is returned is done.
             finish: Makes the result of the outputs, on the worker's thread: saves a hop.
 
         Returns:
@@ -214,11 +227,15 @@ class Scheduler:
             DeadlineExceeded: The deadline has passed already.
             InferenceError: The handle was terminated already.
         """
+        handle = handle or RunHandle()
+        if may_wait and (
+            future := self._sprint(entry, inputs, outputs, deadline, handle, priority, finish)
+        ):
+            return future
         check_inputs(inputs, entry.model.inputs)
         if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
             msg = f"expected a priority of -{MAX_PRIORITY} to {MAX_PRIORITY}, came {priority}"
             raise InvalidInput(msg)
-        handle = handle or RunHandle()
         now = time.monotonic()
         if deadline is not None and deadline <= now:
             handle.terminate(expired=True)
@@ -341,7 +358,7 @@ class Scheduler:
             self._bell.ring_anyway()
 
     def _is_drained(self) -> bool:
-        return not self._roster and not self._running
+        return not self._roster and not self._running and not self._sprinting
 
     # Running.
 
@@ -416,12 +433,100 @@ class Scheduler:
                 lanes = lanes if lanes == len(self._running) else 0
                 key, size = part.members[0].key, len(part.members)
                 ledger.record(key, size, part.rows, seconds, lanes=lanes)
+                for member, outputs in zip(part.members, results, strict=True):
+                    ledger.sprints.learn(member, outputs, times.cpu)
                 waited_for = [self._claim(member) for member in part.members]
             answers = zip(part.members, results, strict=True)
             wanted = [
                 answer for answer, claimed in zip(answers, waited_for, strict=True) if claimed
             ]
             finish_batch(part, wanted, began=began, times=times)
+
+    def _sprint(
+        self,
+        entry: LoadedModel,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str],
+        deadline: float | None,
+        handle: RunHandle,
+        priority: int,
+        finish: Callable[[list[Tensor]], Any],
+    ) -> Future[Any] | None:
+        """Run a request here and now if that is known to be over in no time; else `None`.
+
+        What is out of the ordinary, and every error but the model's own, is left to the queue.
+        """
+        now = time.monotonic()
+        ends = now + LONGEST
+        ledger = self._ledgers.get(entry.model)
+        if ledger is None or not ledger.sprints.allowed or handle.terminated:
+            return None
+        if not -MAX_PRIORITY <= priority <= 0 or (deadline is not None and deadline < ends):
+            return None
+        sprint = self._begin_sprint(ledger, sign(inputs, outputs), now)
+        if sprint is None:
+            return None
+        request = Request(
+            entry=entry,
+            inputs=inputs,
+            outputs=tuple(outputs),
+            key=sprint.key,
+            rows=sprint.rows,
+            arrived=now,
+            order=(now, 0),
+            handle=handle,
+            deadline=deadline,
+            finish=finish,
+            future=Future(),
+            ledger=ledger,
+        )
+        batch = begin_batch([request])
+        times: RunTimes | None = None
+        cpu = time.thread_time()
+        try:
+            results, times = run_batch(entry.model, batch, deadline=ends)
+            finish_batch(batch, [(request, results[0])], began=now, times=times)
+        except Exception as error:  # noqa: BLE001 - whatever an engine does, the caller is told
+            if batch.handle.terminated:
+                # It broke its word. A worker has all the time that the caller gives it.
+                ledger.sprints.end()
+                return None
+            fail_request(request, reported(error))
+        finally:
+            self._end_sprint(sprint, request, times, time.thread_time() - cpu)
+        return request.future
+
+    def _begin_sprint(self, ledger: Ledger, signature: Signature, now: float) -> Sprint | None:
+        with self._lock:
+            sprint = ledger.sprints.find(signature, now)
+            busy = len(self._running) + self._sprinting
+            if sprint is None or self._closing or self._roster or busy >= len(self._workers):
+                return None
+            if ledger.queue.running >= ledger.lanes(sprint.key):
+                return None
+            self._sprinting += 1
+            self._roster.enter(ledger)
+            return sprint
+
+    def _end_sprint(
+        self, sprint: Sprint, request: Request, times: RunTimes | None, cpu: float
+    ) -> None:
+        """Enter a run into the books, and its times if it succeeded."""
+        ledger = request.ledger
+        now = time.monotonic()
+        with self._lock:
+            self._sprinting -= 1
+            self._roster.ended(ledger, 1, now=now, seconds=now - request.arrived)
+            ledger.sprints.charge(cpu)
+            if times is not None:
+                sprint.add(times.cpu)
+                lanes = 0 if self._running else 1
+                seconds = times.compute_infer * 1e-9
+                ledger.record(request.key, 1, request.rows, seconds, lanes=lanes)
+            if self._roster:
+                self._bell.ring()
+            if self._closing:
+                self._drained.notify()
 
     def _claim(self, member: Request) -> bool:
         """Return whether somebody still waits for a request, which ends with that.

@@ -10,37 +10,42 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from blindai.channel.statement import Kind
-from blindai.errors import InvalidInput, LimitExceeded
+from blindai.errors import ConfigurationError, InvalidInput, LimitExceeded
 from blindai.inference.engine import RunHandle
 from blindai.inference.options import parse_options
 from blindai.server.app import App, GoneWatch, Response, error_response, json_response
 from blindai.server.auth import Access, Scope
 from blindai.server.encoding import IDENTITY, choose_coding, compress
+from blindai.server.limits import ByteBudget
 from blindai.server.model_config import describe_config, platform_of
 from blindai.server.open_inference import (
     MODEL_VERSION,
     build_answer,
     describe_specs,
     gather_facts,
+    open_envelope,
     parse_request,
+    read_call,
 )
 from blindai.server.openapi import with_document
 from blindai.server.public import shared_routes
 from blindai.server.receipts import Facts, ReceiptDesk, digest_parts, parse_wish
 from blindai.server.repository import Repository
+from blindai.server.service import SMALL
 from blindai.server.statistics import collect_statistics, describe_statistics
 from blindai.server.unsupported import unsupported_routes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from blindai.inference.store import ModelRecord
     from blindai.inference.tensors import Tensor
     from blindai.server.app import Routes
     from blindai.server.config import Limits
     from blindai.server.identity import EvidenceDesk
-    from blindai.server.limits import ByteBudget
     from blindai.server.open_inference import Answer, InferenceCall
     from blindai.server.request import Request
     from blindai.server.service import Service
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
 _BINARY: Final = b"application/octet-stream"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _MAX_DIGITS: Final = 12
+_MAX_MEASUREMENTS: Final = 16 << 10
 _UPLOAD_PARAMETERS: Final = ("replace", "receipt", "receipt_nonce", "receipt_evidence")
 
 
@@ -83,11 +89,16 @@ def attested_app(
         b"/v2/repository/models/{name}/load": {"POST": repository.load},
         b"/v2/repository/models/{name}/unload": {"POST": repository.unload},
         b"/blindai/v1/models": {"GET": models.all},
+        b"/blindai/v1/handover": {"PUT": models.hand_over},
         b"/blindai/v1/models/{name}": {"PUT": models.put, "DELETE": models.delete},
         **unsupported_routes(),
     }
     always = with_document(shared_routes(service, desk), ready)
     return App(service, always=always, ready=ready)
+
+
+class _Measurements(msgspec.Struct, forbid_unknown_fields=True):
+    measurements: dict[str, str]
 
 
 class OpenInference:
@@ -171,13 +182,10 @@ class OpenInference:
 
         with self._bodies.share() as share:
             body = await request.body(limit=self._limits.max_body_bytes, share=share)
+            decode, work = _decoder(body, header_length)
             with GoneWatch(request, handle.terminate):
                 answer: Answer = await self._service.infer(
-                    request.name,
-                    partial(parse_request, body, header_length),
-                    encode,
-                    size=len(body),
-                    handle=handle,
+                    request.name, decode, encode, work=work, handle=handle
                 )
         headers: tuple[tuple[bytes, bytes], ...] = ()
         if answer.facts is not None:
@@ -239,11 +247,32 @@ class Models:
         facts = Facts(wish, Kind.UPLOAD, digest, form, (), (), digest, told)
         return replace(response, headers=(await self._receipts.sign(facts),))
 
+    async def hand_over(self, request: Request) -> Response:
+        """Let the code with other measurements open the sealed models."""
+        self._access.check(Scope.MANAGE, request.bearer_token)
+        with ByteBudget(_MAX_MEASUREMENTS).share() as share:
+            body = await request.body(limit=_MAX_MEASUREMENTS, share=share)
+        measurements = _parse_measurements(body)
+        try:
+            await self._service.hand_over(measurements)
+        except ConfigurationError as error:
+            raise InvalidInput(str(error)) from error
+        return Response(204)
+
     async def delete(self, request: Request) -> Response:
         """Take a model's name away."""
         self._access.check(Scope.MANAGE, request.bearer_token)
         await self._service.delete(request.name)
         return Response(204)
+
+
+def _parse_measurements(body: bytes | memoryview) -> dict[str, bytes]:
+    try:
+        found = msgspec.json.decode(body, type=_Measurements).measurements
+        return {name: bytes.fromhex(value) for name, value in found.items()}
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        msg = 'expected {"measurements": {name: value in hexadecimal, …}}'
+        raise InvalidInput(msg) from error
 
 
 def _flag(query: Mapping[str, str], name: str) -> bool:
@@ -267,6 +296,18 @@ def _describe(record: ModelRecord, name: str) -> dict[str, object]:
         "options": record.options.dump(),
         "loaded_at": record.loaded_at,
     }
+
+
+def _decoder(
+    body: bytes | memoryview, header_length: int | None
+) -> tuple[Callable[[], InferenceCall], int]:
+    """Return what reads a request, and how many bytes it has to look at one by one."""
+    work = len(body) if header_length is None else header_length
+    if work > SMALL:
+        return partial(parse_request, body, header_length), work
+    # Only the JSON says what it takes to read the tensors behind it.
+    envelope = open_envelope(body, header_length)
+    return partial(read_call, envelope), envelope.work
 
 
 def _header_length(request: Request) -> int | None:

@@ -87,6 +87,12 @@ class _RequestBody(msgspec.Struct):
     id: str | None = None
 
 
+# For lengths, for bits that must be zero, and for bytes that must be 0 or 1.
+_BYTEWISE: Final = frozenset(
+    datatype.value
+    for datatype in DataType
+    if datatype.is_packed or datatype in {DataType.BYTES, DataType.BOOL}
+)
 _DECODER: Final = msgspec.json.Decoder(_RequestBody)
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -135,6 +141,21 @@ class Answer:
     coding: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A request whose tensors are still bytes.
+
+    Attributes:
+        document: Its JSON.
+        binary: What is behind the JSON.
+        work: Bytes that reading the call has to look at one by one.
+    """
+
+    document: _RequestBody
+    binary: memoryview
+    work: int
+
+
 def parse_request(body: bytes | memoryview, header_length: int | None) -> InferenceCall:
     """Read a request.
 
@@ -145,15 +166,42 @@ def parse_request(body: bytes | memoryview, header_length: int | None) -> Infere
     Raises:
         InvalidInput: Anything that the protocol does not allow.
     """
+    return read_call(open_envelope(body, header_length))
+
+
+def open_envelope(body: bytes | memoryview, header_length: int | None) -> Envelope:
+    """Read a request's JSON, and nothing behind it; see `parse_request`."""
     view = memoryview(body)
     if header_length is not None and not 0 < header_length <= len(view):
         msg = f"expected a JSON header of 1 to {len(view)} bytes, came a length of {header_length}"
         raise InvalidInput(msg)
-    document = _decode(view if header_length is None else view[:header_length])
-    binary = view[len(view) if header_length is None else header_length :]
-    check_local([*document.inputs, *document.outputs])
+    if header_length is None:
+        return Envelope(_decode(view), view[:0], len(view))
+    document = _decode(view[:header_length])
+    binary = view[header_length:]
+    bytewise = any(is_bytewise(entry.datatype) for entry in document.inputs)
+    return Envelope(document, binary, header_length + (len(binary) if bytewise else 0))
+
+
+def is_bytewise(datatype: str) -> bool:
+    """Return whether the elements of a raw tensor have to be looked at one by one."""
+    return datatype in _BYTEWISE
+
+
+def read_call(envelope: Envelope) -> InferenceCall:
+    """Return the call that a request asks for.
+
+    Args:
+        envelope: Of the request.
+
+    Raises:
+        InvalidInput: Anything that the protocol does not allow.
+    """
+    document = envelope.document
+    check_local(document.inputs)
+    check_local(document.outputs)
     return make_call(
-        _inputs(document.inputs, binary),
+        _inputs(document.inputs, envelope.binary),
         {output.name: output.parameters for output in document.outputs},
         count=len(document.outputs),
         parameters=document.parameters,

@@ -1,9 +1,10 @@
 """What every protocol calls: run, upload, list, delete. Knows no HTTP and no bytes of it.
 
 Always true: the event loop that calls never waits for a model, a disk or a lock that is held
-longer than a moment; small requests are decoded on it, large ones on a thread; a run takes one hop
-to a worker of the scheduler, on which its protocol also encodes; uploads and loads have threads of
-their own, so that they never take one from a run; every queue is bounded.
+longer than a moment; what is quickly decoded is decoded on it, the rest on a thread; a run takes
+one hop to a worker of the scheduler, on which its protocol also encodes, unless the scheduler
+knows that the hop would take longer than the run (`blindai.inference.sprints`); uploads and loads
+have threads of their own, so that they never take one from a run; every queue is bounded.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from blindai.errors import ConnectionFailed, InferenceError, ModelNotFound, Overloaded
+from blindai.errors import (
+    ConnectionFailed,
+    InferenceError,
+    InvalidInput,
+    ModelNotFound,
+    Overloaded,
+)
 from blindai.inference.options import ModelOptions
 from blindai.inference.scheduler import Scheduler
 from blindai.server.events import log_event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from blindai.inference.engine import RunHandle
     from blindai.inference.store import LoadedModel, ModelRecord, ModelStore, Upload
@@ -33,8 +40,8 @@ if TYPE_CHECKING:
 
 # Of chunks between the network and the disk: at most 512 KiB each, as the protocol holds them.
 _PIPE_SLOTS: Final = 16
-# A request's bytes up to which decoding takes less than the hop to a thread, or little more.
-_SMALL: Final = 4096
+# Bytes to decode that take less time than the hop to a thread, or little more.
+SMALL: Final = 4096
 
 
 class Call(Protocol):
@@ -127,16 +134,16 @@ class Service:
         decode: Callable[[], CallT],
         encode: Callable[[CallT, ModelRecord, list[Tensor]], AnswerT],
         *,
-        size: int,
+        work: int,
         handle: RunHandle,
     ) -> AnswerT:
         """Run a model once.
 
         Args:
             key: The model's name or SHA-256.
-            decode: Makes the call of a request; runs on a thread if that is large.
+            decode: Makes the call of a request; runs on a thread if that is much work.
             encode: Makes the answer of a call and its outputs; runs on the run's thread.
-            size: Of the request, in bytes.
+            work: Bytes of the request that decoding has to look at one by one.
             handle: Stops the run from outside. Of this run alone.
 
         Raises:
@@ -153,13 +160,13 @@ class Service:
         began = time.monotonic()
         self._running.add(handle)
         try:
-            if size <= _SMALL:
+            if work <= SMALL:
                 call = decode()
             else:
                 loop = asyncio.get_running_loop()
                 call = await loop.run_in_executor(self._decodes, decode)
-            work = self._submit(model, call, encode, began, handle)
-            return await asyncio.wrap_future(work)
+            run = self._submit(model, call, encode, began, handle)
+            return run.result() if run.done() else await asyncio.wrap_future(run)
         except InferenceError as error:
             if handle.terminated and self.state is State.STOPPING:
                 msg = "the server is stopping"
@@ -185,6 +192,7 @@ class Service:
             call.outputs,
             deadline=began + (longest if call.timeout is None else min(call.timeout, longest)),
             priority=call.priority,
+            may_wait=True,
             handle=handle,
             finish=partial(encode, call, model.record),
         )
@@ -274,6 +282,19 @@ class Service:
         """
         await asyncio.to_thread(self._delete, name)
         log_event("model_deleted", models=len(self.records()))
+
+    async def hand_over(self, measurements: Mapping[str, bytes]) -> None:
+        """Let other code open the sealed models; see `SealedModels.hand_over`.
+
+        Raises:
+            InvalidInput: Nothing is sealed here.
+            ConfigurationError: The platform cannot.
+            SealedDataError: The sealed models are shut.
+        """
+        if self.sealed is None:
+            msg = "this server seals no models: there is nothing to hand over"
+            raise InvalidInput(msg)
+        await asyncio.to_thread(self.sealed.hand_over, measurements)
 
     def _delete(self, name: str) -> None:
         # First what is to last: a name that is gone from memory alone would come back.
