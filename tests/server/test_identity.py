@@ -1,6 +1,7 @@
 """Keys, certificate and evidence belong together; evidence is made as often as allowed."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,12 +9,16 @@ import pytest
 from blindai.attestation import wire
 from blindai.attestation.model import Platform
 from blindai.attestation.policy import Policy
+from blindai.attestation.trust import VENDOR_ROOTS
+from blindai.attesters.nvidia_gpu import NvidiaAttester
 from blindai.attesters.simulation import SimulationAttester
 from blindai.channel.keyset import Keyset
-from blindai.errors import BindingError, Overloaded
+from blindai.errors import AppraisalError, BindingError, Overloaded
 from blindai.server.config import Limits, ServerConfig
 from blindai.server.identity import CACHE_SECONDS, EvidenceDesk, Identity
+from blindai.testing.fake_nvidia import FakeNVIDIA
 from blindai.verify import verify
+from tests.attesters.test_nvidia_gpu import FakeNvml
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 CONFIG = ServerConfig(platform=Platform.SIMULATION, key_lifetime=timedelta(days=1))
@@ -95,3 +100,25 @@ async def test_fresh_evidence_is_limited(identity, executor):
     assert caught.value.retry_after == pytest.approx(2.0)
     now[0] = 2.0
     await desk.fresh(bytes(32))
+
+
+def test_gpus_are_shown_beside_the_machine():
+    """The client finds each GPU in the evidence, over the same nonce; none can be taken away."""
+    vendor, nonce = FakeNVIDIA(), b"n" * 32
+    gpus = NvidiaAttester(lambda: FakeNvml([vendor, vendor.another_chip()]))
+    config = ServerConfig(platform=Platform.SIMULATION)
+    identity = Identity.create(SimulationAttester(), config, now=vendor.now, devices=gpus)
+    bundle = wire.parse_bundle(wire.dump_bundle(identity.attest(nonce)))
+    anchors = {**VENDOR_ROOTS, Platform.NVIDIA_GPU: vendor.anchors}
+    with pytest.raises(AppraisalError) as error:  # genuine, and not in this policy
+        verify(bundle, Policy.simulation(), nonce=nonce, now=vendor.now, anchors=anchors)
+    assert "devices" in str(error.value)
+    for devices in ((), bundle.devices[:1], bundle.devices[::-1]):
+        with pytest.raises(BindingError):
+            verify(
+                replace(bundle, devices=devices),
+                Policy.simulation(),
+                nonce=nonce,
+                now=vendor.now,
+                anchors=anchors,
+            )

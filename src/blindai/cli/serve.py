@@ -63,6 +63,9 @@ _TOKEN_FILE_MODE = 0o600
     "machine opens them.",
 )
 @click.option(
+    "--gpus", is_flag=True, help="Show evidence of the machine's NVIDIA GPUs beside its own."
+)
+@click.option(
     "--take-over",
     is_flag=True,
     help="Open --sealed-models with the key that the version before left by `blindai reseal`.",
@@ -108,6 +111,7 @@ def serve(
     models_dir: Path | None,
     sealed_models: Path | None,
     take_over: bool,
+    gpus: bool,
     max_batch: int,
     token_file: Path | None,
     tpm: str | None,
@@ -138,6 +142,7 @@ def serve(
         models=models_dir,
         sealed=sealed_models,
         take_over=take_over,
+        gpus=gpus,
         max_batch=max_batch,
     )
     token = generate_token()

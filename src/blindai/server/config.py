@@ -91,6 +91,7 @@ class ServerConfig:
         models: A folder whose `*.onnx` are served from the start.
         sealed: A folder where uploaded models are kept, sealed, over restarts; `None`: they live
             in memory only.
+        gpus: Show evidence of the machine's NVIDIA GPUs beside its own.
         take_over: Open sealed models with the key that the code before left for this one, where
             this code's own does not open them. Clients see it: whoever controls the machine
             could leave models of their own there.
@@ -115,6 +116,7 @@ class ServerConfig:
     models: Path | None = None
     sealed: Path | None = None
     take_over: bool = False
+    gpus: bool = False
     store: Path | None = None
     key_lifetime: timedelta = timedelta(days=7)
     threads: int = 0

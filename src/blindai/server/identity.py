@@ -8,13 +8,14 @@ renewed.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from blindai.attestation import wire
-from blindai.attestation.binding import binding
+from blindai.attestation.binding import binding, device_nonce
 from blindai.attestation.model import EvidenceBundle
 from blindai.channel.keyset import PrivateKeyset
 from blindai.channel.tls import create_certificate, server_context
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from datetime import datetime
 
+    from blindai.attestation.model import Evidence
     from blindai.attesters import Attester
     from blindai.server.config import Limits, ServerConfig
 
@@ -39,6 +41,14 @@ _CLOCK_SKEW: Final = timedelta(hours=1)
 _MAX_WAITING: Final = 16
 
 
+class DeviceAttester(Protocol):
+    """Makes evidence of attached devices."""
+
+    def attest_devices(self, nonce: bytes) -> tuple[Evidence, ...]:
+        """Return the evidence of each device, over the 32 bytes of `nonce`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Identity:
     """Keys, certificate, and who can attest them.
@@ -48,21 +58,31 @@ class Identity:
         keys: The private halves.
         certificate: DER.
         context: Serves TLS with the attested key.
+        devices: Makes evidence of the attached GPUs; `None`: it is not asked for.
     """
 
     attester: Attester
     keys: PrivateKeyset
     certificate: bytes
     context: ssl.SSLContext
+    devices: DeviceAttester | None = None
 
     @classmethod
-    def create(cls, attester: Attester, config: ServerConfig, *, now: datetime) -> Self:
+    def create(
+        cls,
+        attester: Attester,
+        config: ServerConfig,
+        *,
+        now: datetime,
+        devices: DeviceAttester | None = None,
+    ) -> Self:
         """Make fresh keys and a certificate for them.
 
         Args:
             attester: Makes evidence.
             config: Its digest goes into the keyset.
             now: Beginning of the keys' life.
+            devices: Makes evidence of the attached GPUs.
         """
         keys = PrivateKeyset.generate(
             now=now, lifetime=config.key_lifetime, configuration=config.digest()
@@ -73,7 +93,8 @@ class Identity:
             not_before=now - _CLOCK_SKEW,
             not_after=keys.public.not_after,
         )
-        return cls(attester, keys, certificate, server_context(keys.tls, certificate))
+        context = server_context(keys.tls, certificate)
+        return cls(attester, keys, certificate, context, devices)
 
     def attest(self, nonce: bytes | None) -> EvidenceBundle:
         """Make evidence. Slow on some hardware: not for an event loop.
@@ -82,10 +103,16 @@ class Identity:
             nonce: The caller's 32 fresh bytes; `None` for evidence that nobody asked for.
         """
         keyset = self.keys.public.dump()
+        devices: tuple[Evidence, ...] = ()
+        if self.devices is not None:
+            devices = self.devices.attest_devices(device_nonce(nonce, keyset))
+        # The machine vouches for its devices: none can be taken away, or another be added.
+        digests = [hashlib.sha256(wire.dump_evidence(device)).digest() for device in devices]
         return EvidenceBundle(
-            evidence=self.attester.attest(binding(nonce, keyset)),
+            evidence=self.attester.attest(binding(nonce, keyset, digests)),
             keyset=keyset,
             certificate=self.certificate,
+            devices=devices,
         )
 
 

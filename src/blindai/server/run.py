@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from blindai.attestation.model import Platform
+from blindai.attesters.nvidia_gpu import NvidiaAttester
 from blindai.channel.tls import server_context
 from blindai.errors import ConfigurationError
 from blindai.inference.engine import LoadOptions
@@ -209,7 +210,10 @@ class _Server:
 
     async def _take_identity(self) -> None:
         """Make keys, and serve with them from now on."""
-        identity = Identity.create(self._attester, self._config, now=datetime.now(UTC))
+        devices = NvidiaAttester() if self._config.gpus else None
+        identity = Identity.create(
+            self._attester, self._config, now=datetime.now(UTC), devices=devices
+        )
         limits = self._config.limits
         desk = EvidenceDesk(identity, self._attesting, limits)
         # Fails here and now where the hardware does not answer, and not at the first client.
