@@ -60,9 +60,19 @@ def test_large_requests_by_hand(raw, model, request_id):
     envelope = open_envelope(request.SerializeToString())
     assert (envelope.model, envelope.id) == (model, request_id)
     assert list(map(bytes, envelope.raw)) == [*raw, bytes(BIG)]
-    rest = REQUEST.FromString(b"".join(envelope.rest))
     request.ClearField("raw_input_contents")
-    assert rest == request
+    assert envelope.rest == request
+
+
+def test_large_rest_is_not_read_yet():
+    """A request whose other fields are large is taken apart, and the rest left for a thread."""
+    request = request_for(np.arange(BIG, dtype=np.float32), id="7")
+    request.inputs.add(name="z", datatype="FP32").contents.fp32_contents.extend([0] * 5000)
+    envelope = open_envelope(request.SerializeToString())
+    assert (envelope.model, envelope.id) == ("m", "7")
+    assert envelope.work == request.ByteSize()
+    request.ClearField("raw_input_contents")
+    assert REQUEST.FromString(b"".join(envelope.rest)) == request
 
 
 @given(st.binary(max_size=200), st.integers(0, 200))
