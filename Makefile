@@ -9,7 +9,7 @@ LOCKS  := client server dev
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help hardware demo test lint format docs conformance clients bench bench-quick proto lock vm vm-lock vm-test clean
+.PHONY: help hardware demo test lint format docs conformance examples clients bench bench-quick proto lock vm vm-lock vm-test clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | sort | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -99,6 +99,10 @@ $(VENV)-docs/.done: requirements/docs.txt requirements/client.txt pyproject.toml
 	@echo "$(CURDIR)/src" > $$($(VENV)-docs/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/blindai-source.pth
 	@touch $@
 
+# Each in a virtual environment of its own. NAMES="sentiment breast-cancer" selects.
+examples: $(VENV)/.dev ## Set up and run every example, and say what each proved
+	@$(BIN)/python examples/all.py $(NAMES)
+
 conformance: $(VENV)/.dev ## Run ONNX's own test cases through a server, against onnxruntime in process
 	@$(BIN)/python -m tests.conformance
 
@@ -125,6 +129,10 @@ lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without in
 	@$(COMPILE) requirements/clients.in -o requirements/clients.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server --extra tpm -o requirements/vm.txt
 	@$(COMPILE) requirements/vm-build.in -o requirements/vm-build.txt
+	@for example in $(dir $(wildcard examples/*/requirements.in)); do \
+	  $(COMPILE) -c requirements/dev.txt pyproject.toml $$example/requirements.in -o $$example/requirements.txt; \
+	  test ! -f $$example/files.in || $(COMPILE) --no-deps $$example/files.in -o $$example/files.txt; \
+	done
 
 # As root, on Debian 12; deploy/vm/README.md names the packages that are needed.
 vm: $(VENV)/.dev ## Build the measured machine into build/vm; MODELS=folder puts models in
