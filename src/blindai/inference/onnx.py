@@ -266,7 +266,7 @@ class OnnxModel:
         # gives back what earlier ones left, whatever its size.
         now = time.monotonic()
         if (
-            sum(tensor.array.nbytes for tensor in inputs) < self._shrink_above
+            sum([tensor.array.nbytes for tensor in inputs]) < self._shrink_above
             and now - self._shrunk_at < _SECONDS_UNSHRUNK
         ):
             return False
@@ -326,13 +326,13 @@ def _run(
     options: ort.RunOptions,
 ) -> list[Tensor]:
     names = [spec.name for spec in wanted]
-    if any(spec.datatype in _ELEMENTS for spec in wanted):
+    if not _ELEMENTS.keys().isdisjoint([spec.datatype for spec in wanted]):
         # Then run() makes no arrays at all: around numpy for all.
         values = {tensor.name: _ort_value(tensor) for tensor in inputs}
         results = session.run_with_ort_values(names, values, options)
         return [_from_ort_value(*pair) for pair in zip(wanted, results, strict=True)]
     arrays = session.run(names, {tensor.name: _feed(tensor) for tensor in inputs}, options)
-    return [_output(spec, array) for spec, array in zip(wanted, arrays, strict=True)]
+    return list(map(_output, wanted, arrays))
 
 
 def _feed(tensor: Tensor) -> Any:

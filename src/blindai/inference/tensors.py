@@ -368,11 +368,13 @@ def _check_dims(name: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int]:
     if len(shape) > MAX_RANK:
         msg = f"{name}: expected at most {MAX_RANK} dimensions, came {len(shape)}"
         raise InvalidInput(msg)
+    most = 1
     for dim in shape:
         if type(dim) is not int or dim < 0:
             msg = f"{name}: expected dimensions that are whole numbers from 0 up"
             raise InvalidInput(msg)
-    if math.prod(dim for dim in shape if dim) > _MAX_ELEMENTS:
+        most *= dim or 1
+    if most > _MAX_ELEMENTS:
         msg = f"{name}: expected at most {_MAX_ELEMENTS} elements, came more"
         raise InvalidInput(msg)
     return tuple(shape), math.prod(shape)

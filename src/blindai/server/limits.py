@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from blindai.errors import Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class TokenBucket:
@@ -61,14 +60,9 @@ class ByteBudget:
         """Bytes that are held now."""
         return self._used
 
-    @contextmanager
-    def share(self) -> Iterator[Share]:
-        """Open one request's share; all of it is given back at the end of the block."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self._used -= share.used
+    def share(self) -> Share:
+        """Open one request's share, for a `with` block."""
+        return Share(self)
 
     def _grow(self, count: int) -> None:
         if self._used + count > self._total:
@@ -78,13 +72,19 @@ class ByteBudget:
 
 
 class Share:
-    """What one request holds of a `ByteBudget`."""
+    """What one request holds of a `ByteBudget`, until the end of a `with` block."""
 
     __slots__ = ("_budget", "used")
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
         self.used = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shrink(self.used)
 
     def grow(self, count: int) -> None:
         """Hold `count` bytes more.

@@ -88,6 +88,7 @@ class _RequestBody(msgspec.Struct):
 
 
 # For lengths, for bits that must be zero, and for bytes that must be 0 or 1.
+_DATATYPES: Final[Mapping[str, DataType]] = {datatype.value: datatype for datatype in DataType}
 _BYTEWISE: Final = frozenset(
     datatype.value
     for datatype in DataType
@@ -241,17 +242,9 @@ def make_call(
         timeout=_timeout(parameters),
         id=_id(request_id),
         binary_default=_flag(parameters, "binary_data_output", default=False) is True,
-        binary={
-            name: flag
-            for name, wishes in outputs.items()
-            if (flag := _flag(wishes, "binary_data", default=None)) is not None
-        },
+        binary=_binary(outputs) if outputs else {},
         receipt=parse_wish(parameters),
-        classes={
-            name: classes
-            for name, wishes in outputs.items()
-            if (classes := parse_class_count(wishes.get("classification", 0)))
-        },
+        classes=_classes(outputs) if outputs else {},
         priority=parse_priority(parameters.get("priority", 0)),
     )
 
@@ -326,8 +319,7 @@ def build_answer(
         "outputs": described,
     }
     header = _ENCODER.encode(document)
-    any_binary = any("data" not in entry for entry in described)
-    return Answer([header, *parts], len(header) if any_binary else None)
+    return Answer([header, *parts], len(header) if parts else None)
 
 
 def gather_facts(
@@ -419,12 +411,28 @@ def parse_datatype(name: str, text: str) -> DataType:
     Raises:
         InvalidInput: No datatype of the protocol.
     """
-    try:
-        return DataType(text)
-    except ValueError:
+    datatype = _DATATYPES.get(text)
+    if datatype is None:
         expected = ", ".join(DataType)
         msg = f"{name[:100]}: expected a datatype of {expected}, came another"
-        raise InvalidInput(msg) from None
+        raise InvalidInput(msg)
+    return datatype
+
+
+def _binary(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    return {
+        name: flag
+        for name, wishes in outputs.items()
+        if (flag := _flag(wishes, "binary_data", default=None)) is not None
+    }
+
+
+def _classes(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    return {
+        name: classes
+        for name, wishes in outputs.items()
+        if (classes := parse_class_count(wishes.get("classification", 0)))
+    }
 
 
 def _timeout(parameters: Mapping[str, Any]) -> float | None:
