@@ -1,6 +1,7 @@
 """From the SDK to the receipt: which engine and precision answered is said everywhere."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,25 @@ def test_precision_is_told(client):
     stated = blindai.verify_receipt(outputs.receipt, policy).statement
     assert stated.model_form == "onnx.fp32"
     np.testing.assert_allclose(result[0], outputs[0], atol=0.1)
+
+
+def test_pinned_weights_in_their_form(server, client):
+    """A policy that pins a file reaches the form that the name stands for, and no other."""
+    sha256 = client.upload_model(mlp(layers=2), name="pinned", precision="int8").sha256
+    pins = {"pinned": frozenset({bytes.fromhex(sha256)})}
+    policy = replace(blindai.Policy.simulation(), models=pins)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", blindai.SimulationWarning)
+        with blindai.connect(server.address, policy=policy) as pinned:
+            small = pinned.run_model("pinned", X, receipt=True)
+            client.upload_model(mlp(layers=2), name="other")
+            again = pinned.run_model("pinned", X, receipt=True)
+    for result in (small, again):
+        stated = blindai.verify_receipt(result.receipt, policy).statement
+        assert stated.model_form == "onnx.int8"
+    exact = client.run_model("other", X)
+    assert np.array_equal(small[0], again[0])
+    assert not np.array_equal(small[0], exact[0])
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from blindai.errors import InvalidInput, InvalidModel, ModelConflict
+from blindai.errors import InvalidInput, InvalidModel, ModelConflict, Overloaded
 from blindai.inference.engine import LoadOptions
 from blindai.inference.engines import load_engine
 from blindai.inference.forms import deviation_of, load_form
 from blindai.inference.options import FORMS, REFERENCE, ModelOptions, parse_options
 from blindai.inference.store import ModelStore
 from blindai.inference.tensors import from_array
-from tests.inference.models import identity
+from tests.inference.models import identity, one_node, value
+from tests.inference.models import model as tiny_model
 
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="openvino is not installed: make hardware"
@@ -42,6 +43,23 @@ def mlp(width=WIDE, layers=3):
     graph = helper.make_graph(nodes, "mlp", [takes], [gives], weights)
     opset = [helper.make_opsetid("", 20)]
     return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+
+
+def half_quantised():
+    """Return a model whose outputs are zero, unless it is only half quantised."""
+    rng = np.random.default_rng(1)
+    matrix = rng.standard_normal((WIDE, WIDE)).astype(np.float32)
+    weights = [numpy_helper.from_array(matrix, "w"), numpy_helper.from_array(matrix.T, "t")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Transpose", ["t"], ["u"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "u"], ["b"]),
+        helper.make_node("Sub", ["a", "b"], ["y"]),
+    ]
+    shape = ["batch", WIDE]
+    return tiny_model(
+        nodes, [value("x", shape=shape)], [value("y", shape=shape)], weights
+    ).SerializeToString()
 
 
 @pytest.fixture
@@ -138,6 +156,29 @@ def test_a_form_is_another_model(tmp_path):
         assert store.bytes_in_use() == 0
 
 
+def test_no_name_reads_like_a_form(tmp_path):
+    """Or whoever pinned a file and its form would be sent to another model."""
+    with ModelStore(tmp_path / "store", engine=load_engine()) as store:
+        for name in ("ab" * 32 + ".onnx.int8", "AB" * 32 + ".openvino.bf16"):
+            with pytest.raises(InvalidInput, match="SHA-256"):
+                store.begin_upload(name)
+
+
+def test_a_second_copy_counts(tmp_path):
+    """It takes room as long as somebody holds it, and there has to be some."""
+    size = len(mlp())
+    with ModelStore(tmp_path / "store", engine=load_engine(), max_total_bytes=2 * size) as store:
+        with store.begin_upload("m") as upload:
+            upload.write(mlp())
+            upload.commit()
+        again = store.load_again(store.get("m"), 1)
+        assert store.bytes_in_use() == 2 * size
+        with pytest.raises(Overloaded):
+            store.load_again(store.get("m"), 1)
+        del again
+        assert store.bytes_in_use() == size
+
+
 def test_loaded_again_with_other_threads(tmp_path):
     """A second copy has the same form, and answers the same."""
     with ModelStore(tmp_path / "store", engine=load_engine()) as store:
@@ -202,11 +243,31 @@ def test_deviation():
 
     assert far([1.0, 4.0], [1.0, 3.0]) == 0.25
     assert far([1, 2], [1, 2]) == 0
-    assert far([1, 2], [1, 3]) == float("inf")
+    assert far([1, 2], [1, 3]) == 0.5
+    assert far([b"a"], [b"b"]) == 1
     assert far([1.0], [[1.0]]) == float("inf")
     assert far([float("nan"), 1.0], [float("nan"), 1.0]) == 0
     assert far([1.0], [float("nan")]) == float("inf")
     assert far([0.0], [1e-9]) == float("inf")
+
+
+def test_auto_survives_a_form_that_fails(tmp_path):
+    """A form that cannot run what the reference runs is not chosen, and is an error by name."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(half_quantised())
+    options = LoadOptions(threads=1)
+    assert load_form(path, ModelOptions(precision="auto"), options, load_engine()).form in FORMS
+    with pytest.raises(InvalidModel, match="where there should be none"):
+        load_form(path, ModelOptions(precision="int8"), options, load_engine())
+
+
+def test_a_model_that_takes_no_random_inputs(load):
+    """It is served as it is; another precision by name is refused, because nothing can be told."""
+    gives, takes = (TensorProto.FLOAT, ["m"]), (TensorProto.INT64, [1])
+    picky = one_node("Reshape", {"x": (TensorProto.FLOAT, [7]), "shape": takes}, gives)
+    assert load(picky, precision="auto").form == REFERENCE
+    with pytest.raises(InvalidModel, match="takes no random inputs"):
+        load(picky, precision="int8")
 
 
 @needs_openvino

@@ -27,6 +27,7 @@ from blindai.errors import (
     InvalidInput,
     Overloaded,
 )
+from blindai.inference.options import REFERENCE
 from blindai.inference.tensors import (
     DataType,
     Tensor,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_FORM: Final = re.compile(r"[a-z0-9]{1,16}\.[a-z0-9]{1,16}")
 _MAX_ERROR_TEXT: Final = 2000
 _RETRY_AFTER: Final = re.compile(r"[0-9]{1,6}")
 # All that a server may make a client raise. Attestation errors are not its to give.
@@ -76,6 +78,7 @@ class _Identity(msgspec.Struct):
     sha256: str
     size: int = 0
     precision: str = ""
+    form: str = str(REFERENCE)
     deviation: float | None = None
 
 
@@ -95,6 +98,7 @@ class _Record(msgspec.Struct):
     outputs: list[_Spec]
     engine: str = ""
     precision: str = ""
+    form: str = str(REFERENCE)
     deviation: float | None = None
     loaded_at: datetime | None = None
 
@@ -246,7 +250,8 @@ def _model(
             inputs=tuple(map(_spec, found.inputs)),
             outputs=tuple(map(_spec, found.outputs)),
             engine=engine,
-            precision=identity.precision,
+            precision=printable(identity.precision),
+            form=_form(identity.form),
             deviation=identity.deviation,
             loaded_at=loaded_at,
         )
@@ -267,6 +272,12 @@ def _any_size(dim: int | str | None) -> bool:
 def _sha256(text: str) -> str:
     if not _SHA256.fullmatch(text):
         raise InferenceError(_malformed("its sha256 is none"))
+    return text
+
+
+def _form(text: str) -> str:
+    if not _FORM.fullmatch(text):
+        raise InferenceError(_malformed("its form is none"))
     return text
 
 

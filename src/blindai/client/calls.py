@@ -172,7 +172,7 @@ class Calls:
         tensors = coerce_inputs(inputs, info.inputs)
         if outputs is not None:
             _check_outputs(outputs, info)
-        target = info.sha256 if self._allowed else name
+        target = info.key if self._allowed else name
         request = infer_request(
             target,
             tensors,

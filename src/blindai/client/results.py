@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blindai.errors import ConfigurationError
+from blindai.inference.options import REFERENCE
 from blindai.inference.tensors import DataType, Tensor, TensorSpec
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class ModelInfo:
         outputs: What it gives.
         engine: What runs it, in the server's words.
         precision: Of its arithmetic: "fp32" is what the file asks for.
+        form: Engine and precision as receipts name them, such as "onnx.fp32".
         deviation: From that, as the server measured it on random inputs: the largest error of an
             output as a fraction of its largest element; `None`: none, or not told.
         loaded_at: Since when it is served, where the server says so.
@@ -50,9 +52,15 @@ class ModelInfo:
     outputs: tuple[TensorSpec, ...]
     engine: str = ""
     precision: str = ""
+    form: str = str(REFERENCE)
     deviation: float | None = None
     loaded_at: datetime | None = None
     receipt: ReceiptFile | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def key(self) -> str:
+        """What it is addressed by whatever its names: the SHA-256, and any other form."""
+        return self.sha256 if self.form == str(REFERENCE) else f"{self.sha256}.{self.form}"
 
     def __str__(self) -> str:
         lines = [f"{self.name}  sha256:{self.sha256}  {self.size:,} bytes"]

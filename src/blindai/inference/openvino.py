@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -60,6 +61,7 @@ _CUT_OFF: Final = frozenset({DataType.INT64, DataType.UINT64, DataType.UINT32})
 _INT32: Final = np.iinfo(np.int32)
 
 _NO_MEMORY: Final = ("bad_alloc", "out of memory", "cannot allocate", "could not allocate")
+_SOURCE: Final = re.compile(r"(?:Exception from|failed at)? *src/\S+:[0-9]+:?")
 _SHAPES: Final = ("shape", "dim", "broadcast", "rank", "axis")
 # Requests that are kept for the next runs: each has memory of its own for what lies between
 # a model's inputs and outputs.
@@ -199,7 +201,11 @@ class OpenVinoModel:
         try:
             return self._idle.pop()
         except IndexError:
+            pass
+        try:
             return compiled.create_infer_request()
+        except (RuntimeError, MemoryError) as error:
+            raise _run_error(error, None) from None
 
     def _wanted(self, names: Sequence[str] | None) -> Sequence[int]:
         known = [spec.name for spec in self._outputs]
@@ -279,10 +285,9 @@ def _output(spec: TensorSpec, tensor: Any) -> Tensor:
 def _load_error(error: Exception) -> InferenceError:
     if isinstance(error, MemoryError) or _has_any(str(error), _NO_MEMORY):
         return Overloaded("no memory to load the model", retry_after=30.0)
-    lines = [line.strip() for line in str(error).splitlines()]
-    # Its messages are a stack of "Exception from FILE:LINE", and then what went wrong.
-    said = " ".join(line for line in lines if line and not line.startswith("Exception from"))
-    return InvalidModel(f"openvino cannot load the model: {said[:400]}")
+    # Places in its source, what went wrong, and where to read how to add to it.
+    said = _SOURCE.sub("", str(error)).partition("To facilitate")[0]
+    return InvalidModel(f"openvino cannot load the model: {' '.join(said.split())[:400]}")
 
 
 def _run_error(error: Exception, run: RunHandle | None) -> InferenceError:

@@ -48,6 +48,8 @@ _TOLERANCES: Final[Mapping[DataType, float]] = {
 _LOUD: Final = 1e3
 # Bounds of integers, the first that the model does not refuse is used.
 _LOUD_INTEGERS: Final = (1000, 100, 10)
+# In names of inputs whose integers say yes or no.
+_FLAGS: Final = ("mask", "type")
 _ROWS: Final = (1, 1, 2, 1, 1)
 _LOUD_MEMBER: Final = 3
 
@@ -94,21 +96,26 @@ def probe_model(model: Model, *, seconds: float = 2.0) -> ProbeResult:
     return ProbeResult(batches=False, reason=f"random inputs fail: {reason}")
 
 
-def random_inputs(model: Model, *, seconds: float) -> list[Tensor] | None:
-    """Return random inputs of one row that a model takes; `None`: none were found.
+def random_inputs(model: Model, *, count: int, seconds: float) -> list[list[Tensor]] | None:
+    """Return random inputs of one row that a model takes; `None`: none were found in time.
+
+    Integers are as large as the model takes them, but in masks: 0 and 1 are two tokens of many.
 
     Args:
         model: To look at.
-        seconds: For one run.
+        count: How many.
+        seconds: For all runs together.
     """
     rng = np.random.default_rng(0)
-    for size in _SIZES:
-        inputs = [_random(spec, 1, size, rng) for spec in model.inputs]
-        try:
-            model.run(inputs, deadline=time.monotonic() + seconds)
-        except InferenceError:
-            continue
-        return inputs
+    run = partial(model.run, deadline=time.monotonic() + seconds)
+    try:
+        for size in _SIZES:
+            draws = [[_random(spec, 1, size, rng) for spec in model.inputs] for _ in range(count)]
+            with contextlib.suppress(InvalidInput):
+                run(draws[0])
+                return [_loud_integers(run, draw, rng, but=_FLAGS) for draw in draws]
+    except InferenceError:
+        return None
     return None
 
 
@@ -128,7 +135,7 @@ def _compare(
         together = part_outputs(run(join_inputs(quiet)), rows)
         reason = _difference(alone, together)
         if not reason:
-            loud = _loud_integers(run, loud)
+            loud = _loud_integers(run, loud, np.random.default_rng(1))
             # Before and behind the others: nothing may come from either side.
             crowd = run(join_inputs([loud, *quiet, broken]))
             reason = _difference(alone, part_outputs(crowd, (1, *rows, 1))[1:-1])
@@ -140,12 +147,15 @@ def _compare(
 
 
 def _loud_integers(
-    run: Callable[[Sequence[Tensor]], list[Tensor]], member: list[Tensor]
+    run: Callable[[Sequence[Tensor]], list[Tensor]],
+    member: list[Tensor],
+    rng: np.random.Generator,
+    *,
+    but: Sequence[str] = (),
 ) -> list[Tensor]:
     """Return the member with larger integers where the model takes them, input by input."""
-    rng = np.random.default_rng(1)
     for index, tensor in enumerate(member):
-        if not tensor.datatype.is_integer:
+        if not tensor.datatype.is_integer or any(word in tensor.name.lower() for word in but):
             continue
         for bound in _LOUD_INTEGERS:
             high = min(bound, tensor.datatype.limits[1])

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from blindai.inference.tensors import TensorSpec
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+# Also with a form behind it: what models are addressed by beside their names.
+_SHA256: Final = re.compile(r"[0-9a-f]{64}(\..*)?")
 
 
 @dataclass(frozen=True, slots=True)

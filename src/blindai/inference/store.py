@@ -222,12 +222,20 @@ class ModelStore:
     def load_again(self, entry: LoadedModel, threads: int) -> Model:
         """Load a model once more, with another number of threads for one run. Slow.
 
+        It counts against `max_total_bytes` as long as somebody holds it.
+
         Raises:
-            InferenceError: As when it was loaded first.
+            InferenceError: As when it was loaded first, or there is no room for it.
         """
         options = replace(self._options, threads=threads)
+        size = entry.record.size
         with self._load_lock:
-            return load_again(entry.path, entry.record.form, options, self._engine)
+            with self._lock:
+                self._check_room(size)
+            model = load_again(entry.path, entry.record.form, options, self._engine)
+            with self._lock:
+                self._alive[model] = size
+            return model
 
     def load_folder(self, folder: Path) -> list[tuple[Path, BlindAIError]]:
         """Add every `*.onnx` of a folder, each by the name of its file without the suffix.

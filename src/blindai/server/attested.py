@@ -134,6 +134,7 @@ class OpenInference:
                     "size": record.size,
                     "engine": record.engine,
                     "precision": record.form.precision,
+                    "form": str(record.form),
                 },
             }
         )
@@ -292,6 +293,7 @@ def _describe(record: ModelRecord, name: str) -> dict[str, object]:
         "outputs": describe_specs(record.outputs),
         "engine": record.engine,
         "precision": record.form.precision,
+        "form": str(record.form),
         "deviation": record.deviation,
         "options": record.options.dump(),
         "loaded_at": record.loaded_at,
