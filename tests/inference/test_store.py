@@ -159,7 +159,8 @@ def test_a_name_keeps_its_weights_unless_told_otherwise(store, files):
     """Other bytes under the same name are a conflict, which says both SHA-256."""
     put(store, "a", ONE)
     held = store.get("a")
-    with pytest.raises(ModelConflict, match=rf"{sha256(ONE)} \(onnx.fp32\); came another with {sha256(TWO)}"):
+    says = rf"{sha256(ONE)} \(onnx.fp32\); came another with {sha256(TWO)}"
+    with pytest.raises(ModelConflict, match=says):
         put(store, "a", TWO)
     assert files() == [f"{sha256(ONE)}.onnx"]
     record = put(store, "a", TWO, replace=True)
