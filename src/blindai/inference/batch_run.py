@@ -49,15 +49,12 @@ def run_batch(
     began = time.perf_counter_ns()
     inputs = join_inputs([member.inputs for member in members])
     joined = time.perf_counter_ns()
-    cpu = time.thread_time()
     outputs = model.run(inputs, members[0].outputs, deadline=deadline, handle=batch.handle)
-    cpu = time.thread_time() - cpu
     ran = time.perf_counter_ns()
     parts = [outputs]
     if len(members) > 1:
         parts = part_outputs(outputs, [member.rows for member in members])
-    parted = time.perf_counter_ns()
-    return parts, RunTimes(joined - began, ran - joined, parted - ran, cpu)
+    return parts, RunTimes(joined - began, ran - joined, time.perf_counter_ns() - ran)
 
 
 def split_batch(batch: Batch, error: Exception) -> list[list[Request]]:

@@ -420,7 +420,7 @@ class Scheduler:
                 self._running[worker] = part
                 stopping = self._stopping
                 lanes = len(self._running)
-            began = time.monotonic()
+            began, cpu = time.monotonic(), time.thread_time()
             try:
                 if stopping:
                     raise _stopping()  # noqa: TRY301 - ends like any run that fails
@@ -428,13 +428,13 @@ class Scheduler:
             except Exception as error:  # noqa: BLE001 - a worker survives whatever an engine does
                 pending += self._again(ledger, part, error)
                 continue
-            seconds = time.monotonic() - began
+            seconds, cpu = time.monotonic() - began, time.thread_time() - cpu
             with self._lock:
                 lanes = lanes if lanes == len(self._running) else 0
                 key, size = part.members[0].key, len(part.members)
                 ledger.record(key, size, part.rows, seconds, lanes=lanes)
                 for member, outputs in zip(part.members, results, strict=True):
-                    ledger.sprints.learn(member, outputs, times.cpu)
+                    ledger.sprints.learn(member, outputs, cpu)
                 waited_for = [self._claim(member) for member in part.members]
             answers = zip(part.members, results, strict=True)
             wanted = [
@@ -519,7 +519,7 @@ class Scheduler:
             self._roster.ended(ledger, 1, now=now, seconds=now - request.arrived)
             ledger.sprints.charge(cpu)
             if times is not None:
-                sprint.add(times.cpu)
+                sprint.add(cpu)
                 lanes = 0 if self._running else 1
                 seconds = times.compute_infer * 1e-9
                 ledger.record(request.key, 1, request.rows, seconds, lanes=lanes)

@@ -55,17 +55,11 @@ class BatchStatistics:
 
 @dataclass(slots=True)
 class RunTimes:
-    """How long the parts of one run took, in nanoseconds; see `BatchStatistics`.
-
-    Attributes:
-        cpu: Of the thread that waited for the engine, in seconds: what the run takes where
-            nothing else wants the processor.
-    """
+    """How long the parts of one run took, in nanoseconds; see `BatchStatistics`."""
 
     compute_input: int
     compute_infer: int
     compute_output: int = 0
-    cpu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
