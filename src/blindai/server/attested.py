@@ -36,7 +36,6 @@ from blindai.server.receipts import Facts, ReceiptDesk, digest_parts, parse_wish
 from blindai.server.repository import Repository
 from blindai.server.service import SMALL
 from blindai.server.statistics import collect_statistics, describe_statistics
-from blindai.server.streaming import Streams
 from blindai.server.unsupported import unsupported_routes
 
 if TYPE_CHECKING:
@@ -74,7 +73,6 @@ def attested_app(
     models = Models(service, access, limits, receipts)
     inference = OpenInference(service, access, limits, bodies, receipts)
     repository = Repository(service, access, limits, bodies)
-    streams = Streams(service, access, limits, bodies)
     ready: Routes = {
         b"/v2/models/{name}": {"GET": inference.metadata},
         b"/v2/models/{name}/versions/1": {"GET": inference.metadata},
@@ -90,7 +88,6 @@ def attested_app(
         b"/v2/repository/index": {"POST": repository.index},
         b"/v2/repository/models/{name}/load": {"POST": repository.load},
         b"/v2/repository/models/{name}/unload": {"POST": repository.unload},
-        b"/blindai/v1/models/{name}/stream": {"POST": streams.stream},
         b"/blindai/v1/models": {"GET": models.all},
         b"/blindai/v1/handover": {"PUT": models.hand_over},
         b"/blindai/v1/models/{name}": {"PUT": models.put, "DELETE": models.delete},
@@ -189,7 +186,7 @@ class OpenInference:
             decode, work = _decoder(body, header_length)
             with GoneWatch(request, handle.terminate):
                 answer: Answer = await self._service.infer(
-                    request.name, decode, encode, work=work, handle=handle, caller=request.caller
+                    request.name, decode, encode, work=work, handle=handle
                 )
         headers: tuple[tuple[bytes, bytes], ...] = ()
         if answer.facts is not None:
