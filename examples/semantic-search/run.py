@@ -89,7 +89,7 @@ def draw(notes: list[str], questions: list[str], found: np.ndarray) -> None:
     axes.set_yticks(range(len(questions)), questions)
     axes.tick_params(labelsize=7)
     for row, column in enumerate(found.argmax(1)):
-        axes.text(column, row, "×", ha="center", va="center", color="white")
+        axes.text(column, row, "x", ha="center", va="center", color="white")
     figure.colorbar(image, label="similarity", shrink=0.7)
     figure.savefig(BUILD / "shown.png", dpi=90)
 
