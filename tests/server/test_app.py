@@ -56,6 +56,7 @@ def test_statuses_of_the_contract():
         "ModelConflict": 409,
         "LimitExceeded": 413,
         "InvalidModel": 422,
+        "SealedDataError": 503,
         "InferenceError": 500,
         "Overloaded": 503,
         "DeadlineExceeded": 504,
