@@ -9,7 +9,7 @@ LOCKS  := client server dev
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help hardware demo test lint format docs conformance examples clients bench bench-quick proto lock vm vm-lock vm-test clean
+.PHONY: help hardware demo test lint format docs conformance examples notebooks clients bench bench-quick proto lock vm vm-lock vm-test clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | sort | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -103,6 +103,21 @@ $(VENV)-docs/.done: requirements/docs.txt requirements/client.txt pyproject.toml
 examples: $(VENV)/.dev ## Set up and run every example, and say what each proved
 	@$(BIN)/python examples/all.py $(NAMES)
 
+NOTEBOOKS := .venv-notebooks
+notebooks: $(VENV)/.dev $(NOTEBOOKS)/.done ## Execute the notebooks and check what they print
+	@$(NOTEBOOKS)/bin/python notebooks/execute.py $(ARGS)
+
+$(NOTEBOOKS)/.done: requirements/notebooks.txt
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --clear --python $(PYTHON) $(NOTEBOOKS); \
+	  uv pip install --quiet --python $(NOTEBOOKS)/bin/python --require-hashes -r requirements/notebooks.txt; \
+	else \
+	  $(PYTHON) -m venv --clear $(NOTEBOOKS); \
+	  $(NOTEBOOKS)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/notebooks.txt; \
+	fi
+	@echo "$(CURDIR)/src" > $$($(NOTEBOOKS)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/blindai-source.pth
+	@touch $@
+
 conformance: $(VENV)/.dev ## Run ONNX's own test cases through a server, against onnxruntime in process
 	@$(BIN)/python -m tests.conformance
 
@@ -129,6 +144,7 @@ lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without in
 	@$(COMPILE) requirements/clients.in -o requirements/clients.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server --extra tpm -o requirements/vm.txt
 	@$(COMPILE) requirements/vm-build.in -o requirements/vm-build.txt
+	@$(COMPILE) -c requirements/dev.txt pyproject.toml requirements/notebooks.in -o requirements/notebooks.txt
 	@for example in $(dir $(wildcard examples/*/requirements.in)); do \
 	  $(COMPILE) -c requirements/dev.txt pyproject.toml $$example/requirements.in -o $$example/requirements.txt; \
 	  test ! -f $$example/files.in || $(COMPILE) --no-deps $$example/files.in -o $$example/files.txt; \
@@ -147,4 +163,4 @@ vm-test: $(VENV)/.hardware ## Build the image twice, boot it, verify it, tamper 
 	@BLINDAI_VM_TEST=1 $(BIN)/python -m pytest -q tests/vm $(ARGS)
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(CLIENTS) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(NOTEBOOKS) examples/*/.venv examples/*/build build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
