@@ -20,6 +20,7 @@ SOURCES = sorted((ROOT / "src" / "blindai").rglob("*.py"))
 # Modules that may touch the environment, each for one thing.
 ENVIRONMENT = {
     "inference/onnx.py": "turns onnxruntime's telemetry off before it is imported",
+    "confinement/environment.py": "leaves it behind",
     "cli/demo.py": "keeps the tokenizer from starting threads",
     "attesters/tpm/device.py": "silences the TPM library's own log",
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from blindai.cli import demo, doctor, evidence, measure, models, policy, receipt, serve, verify
+from blindai.confinement.environment import start_again
 from blindai.errors import (
     AccessDenied,
     AttestationError,
@@ -69,7 +70,11 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+        if arguments[:1] == ["serve"]:
+            start_again("blindai", arguments)
+    arguments = list(arguments)
     # A person sees what was asked for in the output itself; the SDK's warnings are for code.
     warnings.simplefilter("ignore", SecurityWarning)
     try:

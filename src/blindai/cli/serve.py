@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,6 +128,7 @@ def serve(
     try:
         from blindai.server.auth import Access, generate_token  # noqa: PLC0415 - an extra
         from blindai.server.config import ServerConfig  # noqa: PLC0415
+        from blindai.server.hardening import confined  # noqa: PLC0415
         from blindai.server.run import run  # noqa: PLC0415
     except ModuleNotFoundError as error:
         msg = f"the server needs {error.name}; install it with: pip install 'blindai[server]'"
@@ -150,11 +152,21 @@ def serve(
         _write_secret(token_file, token)
 
     def announce(ready: Ready) -> None:
+        ready = replace(ready, caveats=(*ready.caveats, *confinement.caveats))
         _announce(ready, attester.platform, None if token_file else token, as_json=as_json)
 
     endorser = Endorser(get=HttpsGet() if fetch_endorsements else None)
-    with Stapler(attester, endorser) as stapling:
-        run(config, stapling, access=Access(token), on_ready=announce)
+    with (
+        confined(config, fetches=fetch_endorsements, tcti=tpm) as confinement,
+        Stapler(attester, endorser) as stapling,
+    ):
+        run(
+            confinement.config,
+            stapling,
+            access=Access(token),
+            on_ready=announce,
+            sandbox=confinement.sandbox,
+        )
 
 
 def _announce(ready: Ready, platform: Platform, token: str | None, *, as_json: bool) -> None:

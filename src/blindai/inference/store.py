@@ -71,6 +71,7 @@ class ModelStore:
             that still run, and of uploads under way. A loaded model takes about twice the
             size of its file in memory, because engines rearrange weights.
         max_uploads: Uploads under way.
+        try_first: Loads a file elsewhere, and raises what speaks against loading it here.
         clock: Says what time it is.
 
     Raises:
@@ -87,6 +88,7 @@ class ModelStore:
         max_models: int = 64,
         max_total_bytes: int = 8 * 2**30,
         max_uploads: int = 8,
+        try_first: Callable[[Path, ModelOptions], object] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._folder = folder
@@ -96,6 +98,7 @@ class ModelStore:
         self._max_models = max_models
         self._max_total_bytes = max_total_bytes
         self._max_uploads = max_uploads
+        self._try_first = try_first
         self._clock = clock
         # Guards the fields below for moments only; `get` needs none of it.
         self._lock = threading.Lock()
@@ -282,6 +285,12 @@ class ModelStore:
 
     def add(self, upload: Upload, *, replace_other: bool) -> ModelRecord:
         """Load what an upload received, unless it is here, and give it its name; for `Upload`."""
+        if self._try_first is not None:
+            with self._lock:
+                self._check_free(upload, replace_other=replace_other)
+                known = self._find_same(upload) is not None
+            if not known:
+                self._try_first(upload.path, upload.options)
         with self._load_lock:
             with self._lock:
                 self._check_free(upload, replace_other=replace_other)

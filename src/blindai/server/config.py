@@ -104,6 +104,8 @@ class ServerConfig:
             keeps them apart and gains by it; 1: none. More than 1 is for callers who trust
             whoever made the model: one made for it can show a row to its neighbours. Clients
             see it in the keyset.
+        confinement: What the process has given up, by name (`blindai.server.hardening`); set by
+            who confines it, never by the operator. Clients see it.
         limits: What the server accepts.
     """
 
@@ -122,6 +124,7 @@ class ServerConfig:
     threads: int = 0
     runs: int = 0
     max_batch: int = 1
+    confinement: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -173,5 +176,6 @@ class ServerConfig:
             "max_batch": self.max_batch,
             "sealed": self.sealed is not None,
             "take_over": self.take_over,
+            "confinement": list(self.confinement),
         }
         return hashlib.sha256(cbor2.dumps(statement, canonical=True)).digest()

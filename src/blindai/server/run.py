@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from blindai.attesters import Attester
     from blindai.errors import BlindAIError
+    from blindai.inference.sandbox import Sandbox
     from blindai.server.auth import Access
     from blindai.server.config import ServerConfig
     from blindai.server.grpc.connection import Connection
@@ -84,6 +85,7 @@ def run(
     *,
     access: Access,
     on_ready: Callable[[Ready], None],
+    sandbox: Sandbox | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; for a process that does nothing else.
 
@@ -92,6 +94,7 @@ def run(
         attester: Makes evidence.
         access: Who may do what.
         on_ready: Called once, when everything is served.
+        sandbox: Tries each model before it is loaded here.
 
     Raises:
         ConfigurationError: A port, a folder or the attester cannot be used.
@@ -99,7 +102,7 @@ def run(
     # A core dump would put keys and data on the operator's disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(config, attester, access=access, on_ready=on_ready))
+        runner.run(serve(config, attester, access=access, on_ready=on_ready, sandbox=sandbox))
 
 
 async def serve(
@@ -109,6 +112,7 @@ async def serve(
     access: Access,
     on_ready: Callable[[Ready], None],
     stop: asyncio.Event | None = None,
+    sandbox: Sandbox | None = None,
 ) -> None:
     """Serve until `stop` is set; in the main thread also until SIGTERM or SIGINT.
 
@@ -118,6 +122,7 @@ async def serve(
         access: Who may do what.
         on_ready: Called once, when everything is served.
         stop: Ends the server.
+        sandbox: Tries each model before it is loaded here.
 
     Raises:
         ConfigurationError: A port, a folder or the attester cannot be used.
@@ -133,8 +138,8 @@ async def serve(
         ]
         if config.grpc_port is not None:
             sockets.append(stack.enter_context(bind(config.host, config.grpc_port, "grpc_port")))
-        folder = stack.enter_context(_store_folder(config))
-        service = Service(_open_store(config, folder), config)
+        folder = stack.enter_context(store_folder(config))
+        service = Service(_open_store(config, folder, sandbox), config)
         bodies = ByteBudget(config.limits.max_bodies_bytes)
         stack.callback(service.close)
         stack.enter_context(_signals(stop))
@@ -297,7 +302,7 @@ async def _first(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:
         task.result()
 
 
-def _open_store(config: ServerConfig, folder: Path) -> ModelStore:
+def _open_store(config: ServerConfig, folder: Path, sandbox: Sandbox | None) -> ModelStore:
     limits = config.limits
     return ModelStore(
         folder,
@@ -307,12 +312,17 @@ def _open_store(config: ServerConfig, folder: Path) -> ModelStore:
         max_models=limits.max_models,
         max_total_bytes=limits.max_store_bytes,
         max_uploads=limits.max_uploads,
+        try_first=None if sandbox is None else sandbox.check,
     )
 
 
 @contextlib.contextmanager
-def _store_folder(config: ServerConfig) -> Iterator[Path]:
-    """Yield the folder for the models' files; remove it if it is ours."""
+def store_folder(config: ServerConfig) -> Iterator[Path]:
+    """Yield the folder for the models' files; remove it at the end if it is ours.
+
+    Raises:
+        ConfigurationError: There is no memory for it.
+    """
     if config.store is not None:
         yield config.store
         return
