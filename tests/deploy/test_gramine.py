@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.util import source_from_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,10 +27,11 @@ LOCK = ROOT / "requirements" / "server.txt"
 NOT_FILES = re.compile(
     r"/(proc|sys|dev|tmp|run)/|/etc/(passwd|nsswitch|resolv|hosts|host\.conf|gai)"
 )
-# Found outside, absent or refused inside, where everything works without: bytecode and path files
-# (source is read instead), the C library's caches and locales, and settings of the system, which
-# the host must not be able to choose.
-NOT_NEEDED = re.compile(r"\.(pyc|pth|cache)$|/locale|/zoneinfo|/etc/ssl/openssl\.cnf$|/os-release$")
+# Found outside, absent or refused inside, where everything works without: path files, the C
+# library's caches and locales, and settings of the system, which the host must not choose.
+NOT_NEEDED = re.compile(
+    r"\.(pth|cache)$|/_distutils_hack/|/locale|/zoneinfo|/etc/ssl/openssl\.cnf$|/os-release$"
+)
 OPENED = re.compile(r'^(?:\[pid +\d+\] |\d+ +)?openat\([^"]*"(/[^"]+)"[^)]*\) = \d+', re.MULTILINE)
 
 
@@ -61,13 +63,15 @@ def test_everything_that_a_server_opens_is_listed(collected, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 0, done.stderr
     opened = {str(Path(path).resolve()) for path in OPENED.findall(trace.read_text())}
+    # Bytecode is not there inside: its source is read instead, and has to be.
+    opened = {source_from_cache(path) if path.endswith(".pyc") else path for path in opened}
     opened = {path for path in opened if Path(path).is_file() and not NOT_FILES.match(path)}
     # This package is installed in place here; where it is served, it is a wheel with a RECORD.
     source = str(Path(blindai.__file__).parent)
     own = {path for path in opened if path.startswith((source, str(tmp_path)))}
     unexpected = opened - own - set(collected.hashes)
     unexpected = {path for path in unexpected if not NOT_NEEDED.search(path)}
-    assert len(opened & set(collected.hashes)) > 300
+    assert len(opened & set(collected.hashes)) > 200
     assert not unexpected
 
 
