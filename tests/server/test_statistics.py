@@ -46,7 +46,8 @@ def test_what_was_served(server):
 
 def test_failures_are_counted(server):
     """A request whose time was over is a failure, with the time that it took."""
-    body = infer_body([1.0] * 1000, shape=[1, 1000], parameters={"timeout": 1000})
+    # Enough rows to run for long, and enough time to get to the queue, where counting begins.
+    body = infer_body([1.0] * 100_000, shape=[100, 1000], parameters={"timeout": 50_000})
     assert request(server, "POST", "/v2/models/slow/infer", body).status == 504
     fail = stats_of(server, "slow")["inference_stats"]["fail"]
     assert fail["count"] == 1
