@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote
 
 import msgspec
@@ -73,6 +73,18 @@ _PATH_BYTES: Final = 256
 _WRITE_BYTES: Final = 256 << 10
 
 
+class Stream(Protocol):
+    """A body that is made while it is sent."""
+
+    async def next(self) -> Sequence[bytes | memoryview]:
+        """Return what comes next, in parts; nothing after the last. No `BlindAIError` is raised."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds; called once, however it ended."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """What a handler answers.
@@ -82,12 +94,14 @@ class Response:
         body: In parts, so that large ones need no copy.
         content_type: Of the body.
         headers: Further ones, names in lower case.
+        stream: Makes the body while it is sent; instead of `body`.
     """
 
     status: int
     body: Sequence[bytes | memoryview] = ()
     content_type: bytes = _JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    stream: Stream | None = None
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -216,6 +230,9 @@ class App:
             self._places[path] = place
 
     async def _respond(self, request: Request, response: Response, exchange: Exchange) -> None:
+        if response.stream is not None:
+            await _send_stream(response, response.stream, exchange)
+            return
         body = response.body
         length = sum(map(len, body))
         headers = response.headers
@@ -234,6 +251,21 @@ class App:
         if unread:
             await linger(request)
         exchange.end()
+
+
+async def _send_stream(response: Response, stream: Stream, exchange: Exchange) -> None:
+    """Send parts as they are made; the next one is made when there is room for it."""
+    try:
+        headers = (*response.headers, (b"content-type", response.content_type))
+        head = exchange.start(response.status, headers, None)
+        while parts := await stream.next():
+            await exchange.send_chunk(head, parts)
+            head = b""
+        exchange.end()
+    except ConnectionFailed:
+        pass  # nobody is left to be answered
+    finally:
+        stream.close()
 
 
 def _slices(parts: Sequence[bytes | memoryview]) -> Iterator[memoryview]:

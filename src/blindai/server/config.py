@@ -48,6 +48,13 @@ class Limits:
         evidence_rate: Fresh evidence per second, on each port.
         evidence_burst: Fresh evidence that may come at once.
         shutdown_grace: For running requests to end after a signal.
+        max_sequences: Whose state is kept between steps, and answers that are streamed.
+        max_sequences_per_caller: Of them, for one token, or one address without a token.
+        max_sequence_bytes: State of one of them.
+        max_state_bytes: State of all of them.
+        sequence_timeout: Between two steps of a sequence.
+        max_stream_steps: Of one streamed answer.
+        max_stream_time: One streamed answer.
     """
 
     max_model_bytes: int = 2 << 30
@@ -67,6 +74,13 @@ class Limits:
     evidence_rate: float = 10.0
     evidence_burst: int = 50
     shutdown_grace: float = 30.0
+    max_sequences: int = 256
+    max_sequences_per_caller: int = 64
+    max_sequence_bytes: int = 256 << 20
+    max_state_bytes: int = 1 << 30
+    sequence_timeout: float = 60.0
+    max_stream_steps: int = 100_000
+    max_stream_time: float = 900.0
 
     def __post_init__(self) -> None:
         for item in fields(self):

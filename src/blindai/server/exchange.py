@@ -1,10 +1,11 @@
 """One request on a connection, and its answer: what the parser fills and a handler empties.
 
 Always true: a body waits in a bounded amount of memory, or goes straight into the memory that
-the handler gave for it; an answer has a length, and is as long as it said; what goes into a
-header line cannot end it.
+the handler gave for it; an answer has a length, and is as long as it said, or comes in chunks
+whose end says that it is complete; what goes into a header line cannot end it.
 
-Specification: RFC 9110 §10.1.1 (Expect), §15 (statuses); RFC 9112 §6 (bodies), §9.6 (close).
+Specification: RFC 9110 §10.1.1 (Expect), §15 (statuses); RFC 9112 §6 (bodies), §7.1 (chunks),
+§9.6 (close).
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class Line(Protocol):
     @property
     def stamp(self) -> bytes:
         """The headers that all answers have."""
+        ...
+
+    @property
+    def peer(self) -> str:
+        """The address at the other end."""
         ...
 
     def write(self, data: bytes | memoryview) -> None:
@@ -90,6 +96,7 @@ class Exchange:
 
     __slots__ = (
         "_expects_continue",
+        "_is_chunked",
         "_left",
         "_line",
         "_on_gone",
@@ -146,8 +153,19 @@ class Exchange:
         self._on_gone: Callable[[], None] | None = None
         # Of the answer, after what was sent of it.
         self._left = 0
+        self._is_chunked = False
 
     # The handler's side.
+
+    @property
+    def connection(self) -> object:
+        """What is the same for all requests of a connection, and for no other."""
+        return self._line
+
+    @property
+    def peer(self) -> str:
+        """The address that the connection is from."""
+        return self._line.peer
 
     async def receive(self) -> bytes:
         """Return the next part of the body; empty at its end.
@@ -201,20 +219,24 @@ class Exchange:
             if self.is_gone:
                 on_gone()
 
-    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes:
+    def start(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None
+    ) -> bytes:
         """Return the head of the answer, to be sent with what comes first of its body.
 
         Args:
             status: Of HTTP.
             headers: Names in lower case; without those that say how the answer is framed.
-            length: Of the body, in bytes.
+            length: Of the body, in bytes; `None`: it comes in chunks. Not for HTTP/1.0.
 
         Raises:
             InferenceError: A header that is none.
         """
         lines = [_STATUS_LINES[status], self._line.stamp]
         lines += [name + b": " + value for name, value in headers]
-        if status != _NO_CONTENT:
+        if length is None:
+            lines.append(b"transfer-encoding: chunked")
+        elif status != _NO_CONTENT:
             lines.append(b"content-length: %d" % length)
         if not self.keep_alive:
             lines.append(b"connection: close")
@@ -225,7 +247,8 @@ class Exchange:
             raise InferenceError(msg)
         self.is_started = True
         self._expects_continue = False
-        self._left = 0 if self.method == "HEAD" or status == _NO_CONTENT else length
+        self._is_chunked = length is None
+        self._left = 0 if self.method == "HEAD" or status == _NO_CONTENT else length or 0
         return head + b"\r\n\r\n"
 
     async def send(self, head: bytes, data: bytes | memoryview) -> None:
@@ -253,6 +276,26 @@ class Exchange:
             self._line.write(data)
         await self._line.drain()
 
+    async def send_chunk(self, head: bytes, parts: Sequence[bytes | memoryview]) -> None:
+        """Send a part of an answer that comes in chunks; return when there is room for more.
+
+        Args:
+            head: What `start` returned, before the first part; then empty.
+            parts: Of the chunk; not empty together, as that would be the end.
+
+        Raises:
+            ConnectionFailed: The client went away.
+        """
+        self._check_presence()
+        start = head + b"%x\r\n" % sum(map(len, parts))
+        if sum(map(len, parts)) < _JOIN_BELOW:
+            self._line.write(b"".join((start, *parts, b"\r\n")))
+        else:
+            for piece in (start, *parts, b"\r\n"):
+                self._line.write(piece)
+        await self._line.drain()
+        self._check_presence()
+
     async def respond(
         self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes | memoryview
     ) -> None:
@@ -278,6 +321,8 @@ class Exchange:
         if self._left and not self.is_gone:
             msg = f"expected {self._left} bytes more of an answer, came its end"
             raise InferenceError(msg)
+        if self._is_chunked and not self.is_gone:
+            self._line.write(b"0\r\n\r\n")
         self.is_complete = True
         self._parts.clear()
         self._wake()

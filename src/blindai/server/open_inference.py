@@ -5,7 +5,7 @@ elements of tensors are never copied, neither from the body nor to the response;
 read as JSON has them, so there is no NaN, and no error carries an element.
 
 Parameters that nobody here knows change nothing, as the protocol has it; those of extensions
-that would change the result, and that are not here (sequences, shared memory), are refused.
+that would change the result, and that are not here (shared memory), are refused.
 
 Specification: Open Inference Protocol (KServe v2), "Inference Request JSON Object", and its
 "Binary Tensor Data Extension" with `Inference-Header-Content-Length`; its classification and
@@ -39,10 +39,12 @@ from blindai.server.receipts import (
     digest_tensors,
     parse_wish,
 )
+from blindai.server.stepping import parse_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from blindai.inference.sequences import Step
     from blindai.inference.store import ModelRecord
 
 EXTENSIONS: Final = (
@@ -52,6 +54,7 @@ EXTENSIONS: Final = (
     "model_repository",
     "parameters",
     "schedule_policy",
+    "sequence",
     "statistics",
 )
 MODEL_VERSION: Final = "1"
@@ -112,6 +115,7 @@ class InferenceCall:
         receipt: What the caller wants in a receipt; `None`: no receipt.
         classes: Output → how many of its highest classes are wanted instead of it.
         priority: Of the scheduler; see `blindai.inference.scheduler.Scheduler.submit`.
+        sequence: What it is a step of; `None`: it stands alone.
     """
 
     inputs: tuple[Tensor, ...]
@@ -123,6 +127,7 @@ class InferenceCall:
     receipt: ReceiptWish | None = None
     classes: dict[str, int] = field(default_factory=dict)
     priority: int = 0
+    sequence: Step | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +238,10 @@ def make_call(
     if len(outputs) != count:
         msg = "outputs: expected each name once"
         raise InvalidInput(msg)
-    if parameters.get("sequence_id", 0) not in (0, ""):
-        msg = "parameters.sequence_id: sequences are not supported"
+    receipt = parse_wish(parameters)
+    sequence = parse_step(parameters) if parameters else None
+    if sequence is not None and receipt is not None:
+        msg = "parameters.receipt: a step of a sequence has none, its state is not in the request"
         raise InvalidInput(msg)
     return InferenceCall(
         inputs=inputs,
@@ -243,9 +250,10 @@ def make_call(
         id=_id(request_id),
         binary_default=_flag(parameters, "binary_data_output", default=False) is True,
         binary=_binary(outputs) if outputs else {},
-        receipt=parse_wish(parameters),
+        receipt=receipt,
         classes=_classes(outputs) if outputs else {},
         priority=parse_priority(parameters.get("priority", 0)),
+        sequence=sequence,
     )
 
 

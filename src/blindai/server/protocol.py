@@ -260,6 +260,11 @@ class BoundedProtocol(asyncio.BufferedProtocol):
         """The headers that all answers have."""
         return self._port.stamp
 
+    @property
+    def peer(self) -> str:
+        """The address at the other end; empty where it is gone."""
+        return str((self.transport.get_extra_info("peername") or ("",))[0])
+
     def write(self, data: bytes | memoryview) -> None:
         """Send."""
         if not self.transport.is_closing():

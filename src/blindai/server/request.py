@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from blindai.errors import ConnectionFailed, InvalidInput, LimitExceeded, Overloaded
 from blindai.server.encoding import IDENTITY, inflate
+from blindai.server.stepping import Caller
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -29,6 +31,8 @@ _LINGER_BYTES: Final = 8 << 20
 
 # Above, a body is received straight into memory of its size.
 _IN_PLACE_FROM: Final = 64 << 10
+
+_MAX_DIGITS: Final = 12
 
 # Of these, a proxy may take the first and this server the last.
 _SINGLE: Final = frozenset(
@@ -98,6 +102,29 @@ class Request:
         """The token in the Authorization header."""
         scheme, _, token = self.headers.get(b"authorization", b"").partition(b" ")
         return token.strip() if scheme.lower() == b"bearer" and token.strip() else None
+
+    def json_length(self) -> int | None:
+        """Return the bytes of JSON at the body's beginning; `None`: it is all JSON.
+
+        Raises:
+            InvalidInput: The header is no number.
+        """
+        text = self.headers.get(b"inference-header-content-length")
+        if text is None:
+            return None
+        if not text.isdigit() or len(text) > _MAX_DIGITS:
+            msg = "Inference-Header-Content-Length: expected a number of bytes"
+            raise InvalidInput(msg)
+        return int(text)
+
+    def caller(self) -> Caller:
+        """Return who asks, as far as that is known."""
+        token = self.bearer_token
+        return Caller(
+            b"" if token is None else hashlib.sha256(token).digest(),
+            self._exchange.peer,
+            self._exchange.connection,
+        )
 
     def query(self) -> dict[str, str]:
         """Return the parameters behind the path's question mark.

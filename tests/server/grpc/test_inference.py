@@ -193,7 +193,7 @@ def test_time(said, left, expected):
         (lambda r: setattr(r, "model_version", "2"), "expected version '1'"),
         (lambda r: r.outputs.extend([r.InferRequestedOutputTensor(name="y")] * 2), "name once"),
         (lambda r: setattr(r.parameters["timeout"], "string_param", "1"), "microseconds"),
-        (lambda r: setattr(r.parameters["sequence_id"], "int64_param", 1), "sequences"),
+        (lambda r: setattr(r.parameters["sequence_start"], "bool_param", True), "sequence_id"),
         (
             lambda r: setattr(r.inputs[0].parameters["shared_memory_region"], "string_param", "r"),
             "shared memory",

@@ -10,6 +10,7 @@ Specification: gRPC over HTTP2, "Requests", "Responses".
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections import deque
@@ -18,12 +19,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from blindai.errors import BlindAIError, DeadlineExceeded, InferenceError, InvalidInput, Overloaded
+from blindai.server.access.principal import NOBODY
 from blindai.server.encoding import IDENTITY, inflate
 from blindai.server.events import log_event, place_of
 from blindai.server.grpc.request import PREFIX, Assembler, Message
 from blindai.server.grpc.status import OK, Status, StatusCode, encode_trailers, status_of
+from blindai.server.stepping import Caller
 
 if TYPE_CHECKING:
+    from blindai.server.access.principal import Principal
     from blindai.server.grpc.hpack import Field
     from blindai.server.grpc.request import Head
     from blindai.server.limits import Share
@@ -56,12 +60,17 @@ class Method:
     unary: Callable[[Call, Message], Awaitable[Parts]] | None = None
     stream: Callable[[Call], Awaitable[None]] | None = None
     always: bool = False
-    check: Callable[[Call], None] | None = None
+    check: Callable[[Call], Principal] | None = None
     end: Status | None = None
 
 
 class Wire(Protocol):
     """The side of a connection that its calls see."""
+
+    @property
+    def peer(self) -> str:
+        """The address at the other end."""
+        ...
 
     def transmit(self, call: Call) -> None:
         """Send what waits in a call, as far as there is room; the rest as soon as there is."""
@@ -85,6 +94,7 @@ class Call:
         answered: Whether the answer's header fields were sent.
         trailers: The header block that ends the RPC; `None`: more is to come.
         metadata: Sent with the trailers.
+        who: Calls; known once it has started.
     """
 
     __slots__ = (
@@ -110,6 +120,7 @@ class Call:
         "room",
         "stream",
         "trailers",
+        "who",
         "window",
     )
 
@@ -125,6 +136,7 @@ class Call:
         self.answered = False
         self.trailers: bytes | None = None
         self.metadata: tuple[Field, ...] = ()
+        self.who = NOBODY
         self._wire = wire
         self._method = method
         self._share = share
@@ -154,6 +166,12 @@ class Call:
             return None
         return max(0.0, self._deadline - time.monotonic())
 
+    def caller(self) -> Caller:
+        """Return who calls, as far as that is known."""
+        token = self.head.token
+        digest = b"" if token is None else hashlib.sha256(token).digest()
+        return Caller(digest, self._wire.peer, self._wire)
+
     def start(self) -> None:
         """Begin; a unary RPC's work begins when its message is complete.
 
@@ -161,7 +179,7 @@ class Call:
             BlindAIError: Why it is refused.
         """
         if self._method.check is not None:
-            self._method.check(self)
+            self.who = self._method.check(self)
         if self.head.timeout is not None:
             self._deadline = time.monotonic() + self.head.timeout
             loop = asyncio.get_running_loop()

@@ -234,6 +234,13 @@ class Connection(asyncio.BufferedProtocol):
 
     # What calls want of it; see `Wire`.
 
+    @property
+    def peer(self) -> str:
+        """The address at the other end; empty where it is gone."""
+        transport = self._transport
+        found = None if transport is None else transport.get_extra_info("peername")
+        return str((found or ("",))[0])
+
     def transmit(self, call: Call) -> None:
         """Send what waits in a call, as far as there is room; the rest as soon as there is."""
         self._out.transmit(call)

@@ -56,6 +56,9 @@ _RAW_OUTPUT_TAG: Final = b"\x32"  # field 6, with a length
 _INFER_RESPONSE_TAG: Final = b"\x12"  # field 2, with a length
 _MODEL_NAME: Final = 1
 _ID: Final = 3
+_SEQUENCE: Final = "sequence_id"
+# Of a field that may be that parameter: name, value, and the lengths of both.
+_MAX_PARAMETER: Final = 1024
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT: Final = 10
 
@@ -98,6 +101,14 @@ class Envelope:
     rest: Any
     raw: Sequence[bytes | memoryview]
     work: int
+
+    @property
+    def may_be_step(self) -> bool:
+        """Whether it can be a step of a sequence, which come in an order."""
+        if not isinstance(self.rest, list):
+            return _SEQUENCE in self.rest.parameters
+        mark = _SEQUENCE.encode()
+        return any(len(part) <= _MAX_PARAMETER and mark in bytes(part) for part in self.rest)
 
 
 def open_envelope(message: Message) -> Envelope:
