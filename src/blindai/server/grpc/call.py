@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from blindai.errors import BlindAIError, DeadlineExceeded, InferenceError, InvalidInput, Overloaded
-from blindai.server.access.principal import NOBODY
 from blindai.server.encoding import IDENTITY, inflate
 from blindai.server.events import log_event, place_of
 from blindai.server.grpc.request import PREFIX, Assembler, Message
@@ -27,7 +26,6 @@ from blindai.server.grpc.status import OK, Status, StatusCode, encode_trailers, 
 from blindai.server.stepping import Caller
 
 if TYPE_CHECKING:
-    from blindai.server.access.principal import Principal
     from blindai.server.grpc.hpack import Field
     from blindai.server.grpc.request import Head
     from blindai.server.limits import Share
@@ -60,7 +58,7 @@ class Method:
     unary: Callable[[Call, Message], Awaitable[Parts]] | None = None
     stream: Callable[[Call], Awaitable[None]] | None = None
     always: bool = False
-    check: Callable[[Call], Principal] | None = None
+    check: Callable[[Call], None] | None = None
     end: Status | None = None
 
 
@@ -94,7 +92,6 @@ class Call:
         answered: Whether the answer's header fields were sent.
         trailers: The header block that ends the RPC; `None`: more is to come.
         metadata: Sent with the trailers.
-        who: Calls; known once it has started.
     """
 
     __slots__ = (
@@ -120,7 +117,6 @@ class Call:
         "room",
         "stream",
         "trailers",
-        "who",
         "window",
     )
 
@@ -136,7 +132,6 @@ class Call:
         self.answered = False
         self.trailers: bytes | None = None
         self.metadata: tuple[Field, ...] = ()
-        self.who = NOBODY
         self._wire = wire
         self._method = method
         self._share = share
@@ -179,7 +174,7 @@ class Call:
             BlindAIError: Why it is refused.
         """
         if self._method.check is not None:
-            self.who = self._method.check(self)
+            self._method.check(self)
         if self.head.timeout is not None:
             self._deadline = time.monotonic() + self.head.timeout
             loop = asyncio.get_running_loop()
