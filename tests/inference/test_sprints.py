@@ -257,7 +257,6 @@ def test_a_model_that_is_fast_and_then_slow_cannot_stall_a_loop_again_and_again(
     took = asyncio.run(attack())
     # Savings, the one run that overdraws them, and the share of the time that has passed.
     assert stalled < 0.05 + sprints.LONGEST + 0.05 * took + 0.05
-    assert stalled > 0.5 * sprints.LONGEST
 
 
 def test_threads_that_sprint_at_the_same_time_keep_to_the_workers_number():
