@@ -30,9 +30,7 @@ from blindai.errors import (
     LimitExceeded,
     ModelConflict,
     ModelNotFound,
-    NotPermitted,
     Overloaded,
-    RateLimited,
     SealedDataError,
 )
 from blindai.server.encoding import CODINGS
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
 STATUS: Final[Mapping[type[BlindAIError], int]] = {
     InvalidInput: 400,
     AccessDenied: 401,
-    NotPermitted: 403,
     ModelNotFound: 404,
     ModelConflict: 409,
     LimitExceeded: 413,
@@ -56,7 +53,6 @@ STATUS: Final[Mapping[type[BlindAIError], int]] = {
     SealedDataError: 503,
     InferenceError: 500,
     Overloaded: 503,
-    RateLimited: 429,
     DeadlineExceeded: 504,
     BlindAIError: 500,
 }
@@ -126,7 +122,7 @@ def error_response(error: BlindAIError, *, status: int | None = None) -> Respons
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if isinstance(error, Overloaded):
         headers = ((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))),)
-    elif isinstance(error, AccessDenied) and not isinstance(error, NotPermitted):
+    elif isinstance(error, AccessDenied):
         headers = ((b"www-authenticate", b"Bearer"),)
     document = {"error": str(error), "type": type(error).__name__}
     return Response(status, (msgspec.json.encode(document),), headers=headers)
