@@ -86,7 +86,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Slow to import, or seldom asked for: aiohttp, receipts, and the packages' metadata.
+    # Slow to import, or seldom asked for: asyncio, receipts, and the packages' metadata.
     if name == "AsyncClient":
         from blindai.client.aio import AsyncClient  # noqa: PLC0415
 

@@ -154,7 +154,7 @@ def _be_child(request: dict[str, Any], model: int, write_end: int, folder: Path)
             _load(model, folder, LoadOptions(threads=request["threads"]), forms)
         except BlindAIError as found:
             kind, error = type(found).__name__, str(found)[:_MAX_REASON]
-        except MemoryError:
+        except (MemoryError, RuntimeError):  # the latter where no thread can be started
             kind = "memory"
         except Exception as found:  # noqa: BLE001 - told to who asked, by its type alone
             kind, error = "broken", type(found).__name__
