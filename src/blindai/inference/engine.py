@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from blindai.errors import ConfigurationError, DeadlineExceeded, InferenceError
+from blindai.errors import ConfigurationError, DeadlineExceeded, InferenceError, InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -184,6 +184,29 @@ class RunHandle:
         if self._expired:
             return DeadlineExceeded("the run did not end before its deadline, and was stopped")
         return InferenceError("the run was stopped before its end")
+
+
+def choose_outputs(
+    specs: Sequence[TensorSpec], names: Sequence[str] | None
+) -> Sequence[TensorSpec]:
+    """Return the outputs that a caller wants, in the caller's order; for engines.
+
+    Args:
+        specs: All that the model has.
+        names: Of those that are wanted; none: all.
+
+    Raises:
+        InvalidInput: A name that the model has not, or the same twice.
+    """
+    if not names:
+        return specs
+    known = {spec.name: spec for spec in specs}
+    unknown = [name for name in names if name not in known]
+    if unknown or len(set(names)) != len(names):
+        came = ", ".join(repr(name[:100]) for name in unknown or names)
+        msg = f"expected outputs of {', '.join(known)}, each at most once; came {came}"
+        raise InvalidInput(msg)
+    return [known[name] for name in names]
 
 
 class DeadlineWatch:

@@ -31,7 +31,7 @@ from blindai.errors import (
     ModelNotFound,
     Overloaded,
 )
-from blindai.inference.engine import LoadOptions, RunHandle, stoppable
+from blindai.inference.engine import LoadOptions, RunHandle, choose_outputs, stoppable
 from blindai.inference.onnx_file import Outline, load_outline
 from blindai.inference.packing import pack, packed_size, unpack
 from blindai.inference.tensors import (
@@ -241,7 +241,7 @@ class OnnxModel:
         if signature != self._fits or not signature:
             check_inputs(inputs, self._inputs)
             self._fits = signature
-        wanted = self._wanted(outputs)
+        wanted = choose_outputs(self._outputs, outputs)
         options = ort.RunOptions()
         options.log_severity_level = _SILENT
         if self._should_shrink(inputs):
@@ -272,17 +272,6 @@ class OnnxModel:
             return False
         self._shrunk_at = now
         return True
-
-    def _wanted(self, names: Sequence[str] | None) -> Sequence[TensorSpec]:
-        if not names:
-            return self._outputs
-        known = {spec.name: spec for spec in self._outputs}
-        unknown = [name for name in names if name not in known]
-        if unknown or len(set(names)) != len(names):
-            came = ", ".join(repr(name[:100]) for name in unknown or names)
-            msg = f"expected outputs of {', '.join(known)}, each at most once; came {came}"
-            raise InvalidInput(msg)
-        return [known[name] for name in names]
 
 
 def _session_options(options: LoadOptions) -> ort.SessionOptions:

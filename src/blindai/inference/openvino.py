@@ -26,7 +26,7 @@ from blindai.errors import (
     ModelNotFound,
     Overloaded,
 )
-from blindai.inference.engine import LoadOptions, RunHandle, stoppable
+from blindai.inference.engine import LoadOptions, RunHandle, choose_outputs, stoppable
 from blindai.inference.onnx_file import Outline, load_outline
 from blindai.inference.tensors import DataType, Tensor, TensorSpec, check_inputs
 
@@ -163,7 +163,7 @@ class OpenVinoModel:
             msg = "the model was unloaded"
             raise ModelNotFound(msg)
         check_inputs(inputs, self._inputs)
-        wanted = self._wanted(outputs)
+        wanted = [self._outputs.index(spec) for spec in choose_outputs(self._outputs, outputs)]
         by_name = {tensor.name: tensor for tensor in inputs}
         feeds = [_feed(by_name[spec.name]) for spec in self._inputs]
         request = self._request(compiled)
@@ -206,17 +206,6 @@ class OpenVinoModel:
             return compiled.create_infer_request()
         except (RuntimeError, MemoryError) as error:
             raise _run_error(error, None) from None
-
-    def _wanted(self, names: Sequence[str] | None) -> Sequence[int]:
-        known = [spec.name for spec in self._outputs]
-        if not names:
-            return range(len(known))
-        unknown = [name for name in names if name not in known]
-        if unknown or len(set(names)) != len(names):
-            came = ", ".join(repr(name[:100]) for name in unknown or names)
-            msg = f"expected outputs of {', '.join(known)}, each at most once; came {came}"
-            raise InvalidInput(msg)
-        return [known.index(name) for name in names]
 
 
 def _properties(precision: Literal["fp32", "bf16"], options: LoadOptions) -> dict[str, Any]:

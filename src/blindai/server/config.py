@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import cbor2
 
 from blindai.errors import ConfigurationError
+from blindai.inference.engines import ENGINES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,7 +187,8 @@ class ServerConfig:
             "key_lifetime": int(self.key_lifetime.total_seconds()),
             "run": "open",
             "manage": "token",
-            "engine": "onnx",
+            # Those that an uploader may choose from, where they are installed.
+            "engines": sorted(ENGINES),
             "max_batch": self.max_batch,
             "sealed": self.sealed is not None,
             "take_over": self.take_over,
