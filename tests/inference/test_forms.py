@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -307,3 +308,41 @@ def test_openvino_connects_nowhere_and_writes_nothing(tmp_path):
     )
     assert done.stdout.strip() == "[]"
     assert list(home.rglob("*")) == []
+
+
+class SlowEngine:
+    """The reference engine on a machine where it is slow."""
+
+    name = "slow"
+
+    def __init__(self):
+        self._engine = load_engine()
+
+    def load(self, path, options):
+        model = self._engine.load(path, options)
+        return SlowModel(model)
+
+
+class SlowModel:
+    """A model that takes its time."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def run(self, *arguments, **options):
+        time.sleep(0.05)
+        return self._model.run(*arguments, **options)
+
+
+@pytest.mark.parametrize(("tolerance", "is_chosen"), [(0.2, True), (1e-9, False)])
+def test_auto_takes_what_is_faster_and_near_enough(tmp_path, tolerance, is_chosen):
+    """Beside a slow reference another form is chosen, unless it is too far from it."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(mlp())
+    options = ModelOptions(engine="onnx", precision="auto", tolerance=tolerance)
+    chosen = load_form(path, options, LoadOptions(threads=1), SlowEngine())
+    assert (str(chosen.form) == "onnx.int8") is is_chosen
+    assert (chosen.form == REFERENCE) is not is_chosen
