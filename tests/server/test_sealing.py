@@ -63,17 +63,20 @@ def test_names_move_as_they_did(server):
         assert [m.sha256 for m in client.models()] == [last.sha256]
 
 
-def test_a_damaged_file_is_that_models_error_alone(server, folder):
-    """The others serve, and the damaged one is not there."""
+def test_a_damaged_file_is_that_models_error_alone(server, folder, caplog, capfd):
+    """The others serve, and the damaged one is not there; the log has its digest, no name."""
     with connect(server) as client:
         client.upload_model(identity(), name="good")
         before = set(folder.glob("*.sealed"))
-        client.upload_model(mlp(), name="bad")
+        bad = client.upload_model(mlp(), name="private-name")
     (file,) = set(folder.glob("*.sealed")) - before
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    server.restart()
+    with caplog.at_level("INFO", "blindai.server"):
+        server.restart()
+    assert f"model_refused file=sha256:{bad.sha256}" in caplog.text
+    assert "private-name" not in caplog.text + "".join(capfd.readouterr())
     with connect(server) as client:
         assert [m.name for m in client.models()] == ["good"]
 

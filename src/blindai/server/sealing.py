@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from blindai.attesters.base import Attester, Counter
     from blindai.inference.records import LoadedModel, ModelRecord
+    from blindai.inference.registry import SealedModel
     from blindai.inference.store import ModelStore
 
 IN_MEMORY_ONLY = "models live in memory only: they have to be uploaded again after a restart"
@@ -84,7 +85,7 @@ class SealedModels:
         if self._why_shut is not None:
             return [(Path("sealed models"), self._why_shut)]
         failed = restore_models(self._open(), self._store)
-        return [(Path(", ".join(model.names)), error) for model, error in failed]
+        return [(Path(_digest(model)), _without_names(model, error)) for model, error in failed]
 
     def keep(self, name: str, entry: LoadedModel) -> None:
         """Seal a model that was just given a name; take the name back where that fails.
@@ -137,6 +138,15 @@ class SealedModels:
             if name in model.names:
                 with contextlib.suppress(BlindAIError):
                     restore_model(self._open(), self._store, model, [name])
+
+
+def _digest(model: SealedModel) -> str:
+    return f"sha256:{model.sha256}"
+
+
+def _without_names(model: SealedModel, error: BlindAIError) -> BlindAIError:
+    """Return an error fit for a log: what models are called is their owners' to tell."""
+    return type(error)(str(error).replace(model.title, _digest(model)))
 
 
 class Handover:
