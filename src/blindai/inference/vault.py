@@ -16,13 +16,20 @@ See docs/adr/0006-sealed-files.md.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import re
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
-from blindai.errors import BlindAIError, InvalidInput, ModelNotFound, SealedDataError
+from blindai.errors import (
+    BlindAIError,
+    InvalidInput,
+    ModelNotFound,
+    Overloaded,
+    SealedDataError,
+)
 from blindai.inference.disk import Disk
 from blindai.inference.records import check_name
 from blindai.inference.registry import (
@@ -31,6 +38,7 @@ from blindai.inference.registry import (
     VaultKey,
     is_sealed_under,
     seal_registry,
+    unseal_handed_over,
     unseal_registry,
 )
 from blindai.inference.rollback import NO_COUNTER, check_epoch
@@ -46,7 +54,7 @@ if TYPE_CHECKING:
     from blindai.inference.rollback import RollbackCounter
     from blindai.inference.sealed_file import Source
 
-__all__ = ["SealedModel", "Vault", "reseal"]
+__all__ = ["SealedModel", "Vault", "take_over"]
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -58,6 +66,7 @@ class Vault:
         folder: Made where it is missing.
         sealing_key: 32 bytes that only this code on this machine gets.
         counter: Says which registry is the newest; `None` where the machine has none.
+        handed: Data key that other code handed over; opens what that code sealed.
         disk: Writes.
 
     Raises:
@@ -72,6 +81,7 @@ class Vault:
         sealing_key: bytes,
         *,
         counter: RollbackCounter | None = None,
+        handed: bytes | None = None,
         disk: Disk | None = None,
     ) -> None:
         sealing_key_id(sealing_key)  # refuses a key of the wrong size before a folder is made
@@ -82,7 +92,7 @@ class Vault:
         self._unsettled = True
         self._folder = VaultFolder(folder, disk or Disk())
         try:
-            self._state = self._open(sealing_key)
+            self._state = self._open(sealing_key, handed)
         except BaseException:
             self.close()
             raise
@@ -111,6 +121,11 @@ class Vault:
     def key_version(self) -> int:
         """Number of the data key, from 1; each resealing adds 1."""
         return self._state[1].version
+
+    @property
+    def data_key(self) -> bytes:
+        """What opens all that the vault holds, until it is resealed: for its code's successor."""
+        return self._state[1].data_key
 
     def models(self) -> tuple[SealedModel, ...]:
         """Return what the vault holds."""
@@ -227,13 +242,13 @@ class Vault:
             self._commit(replace(registry, models=rest), key)
 
     def reseal(self, sealing_key: bytes) -> None:
-        """Seal everything anew: a new data key under another sealing key; all or nothing.
+        """Seal everything anew: a new data key under a sealing key; all or nothing.
 
-        Needs as much free disk as the vault holds. Until the last step the old sealing key
-        opens the vault, and from then on the new one alone.
+        Needs as much free disk as the vault holds. Until the last step the old keys open the
+        vault, and from then on the new ones alone.
 
         Args:
-            sealing_key: 32 bytes that the next code, on its machine, gets.
+            sealing_key: 32 bytes; the same as before, or others.
 
         Raises:
             SealedDataError: A model cannot be opened; nothing was changed. Remove it first.
@@ -257,29 +272,34 @@ class Vault:
                 raise
             self._commit(replace(registry, models=tuple(moved)), new)
 
-    def _open(self, sealing_key: bytes) -> tuple[Registry, VaultKey]:
+    def _open(self, sealing_key: bytes, handed: bytes | None) -> tuple[Registry, VaultKey]:
         """Read the registry, or begin one; clear the folder of what it does not name."""
         try:
-            registry, key, found = self._load(sealing_key)
-            check_epoch(registry if found else None, self._counter)
+            registry, key, current = self._load(sealing_key, handed)
+            check_epoch(registry, self._counter)
         except SealedDataError as error:
             msg = f"the sealed models in {self._folder.path} stay shut: {error}"
             raise SealedDataError(msg) from error
-        if self._counter is not None or not found:
+        registry = registry or Registry()
+        if self._counter is not None or not current:
             self._replace(self._prepare(registry, key))
         self._unsettled = False
         self._folder.clear(keep=[model.file_id for model in registry.models])
         return registry, key
 
-    def _load(self, sealing_key: bytes) -> tuple[Registry, VaultKey, bool]:
-        """Return the registry, its key, and whether it was there."""
+    def _load(
+        self, sealing_key: bytes, handed: bytes | None
+    ) -> tuple[Registry | None, VaultKey, bool]:
+        """Return the registry, if there is one, its key, and whether it is under that key now."""
         file = load_registry(self._folder.path)
+        if file is not None and handed is not None and not is_sealed_under(file, sealing_key):
+            return (*unseal_handed_over(file, handed, sealing_key), False)
         if file is not None:
             return (*unseal_registry(file, sealing_key), True)
         if self._folder.has_models():
             msg = f"there are models, but {REGISTRY} is missing"
             raise SealedDataError(msg)
-        return Registry(), VaultKey(sealing_key, os.urandom(KEY_SIZE), 1), False
+        return None, VaultKey(sealing_key, os.urandom(KEY_SIZE), 1), False
 
     def _commit(self, registry: Registry, key: VaultKey) -> None:
         """Make this what the vault holds, and remove the files that it names no more."""
@@ -311,41 +331,45 @@ class Vault:
             self._counter.advance()
 
 
-def reseal(
+def take_over(
     folder: Path,
     *,
-    old_key: bytes,
-    new_key: bytes,
+    data_key: bytes,
+    sealing_key: bytes,
     counter: RollbackCounter | None = None,
     disk: Disk | None = None,
-) -> None:
-    """Move a vault from one sealing key to another; does nothing if it was moved already.
+) -> BlindAIError | None:
+    """Make a vault that other code handed over one of this code alone.
 
-    To be run by the code before an upgrade: nobody else has its key.
+    First its registry is put under this code's key, then everything is sealed anew, so that
+    the data key which was handed over opens nothing any more. To be run again after a power
+    cut at any moment.
 
     Args:
         folder: Of the vault, which no server uses meanwhile.
-        old_key: 32 bytes that this code gets.
-        new_key: 32 bytes that the next code gets.
+        data_key: 32 bytes, from the code before.
+        sealing_key: 32 bytes that this code gets.
         counter: Of the vault, where it has one.
         disk: Writes.
 
+    Returns:
+        Why not everything could be sealed anew (a damaged model, a full disk): the vault is
+        this code's, and what was handed over still opens it, too. `None`: it does not.
+
     Raises:
-        SealedDataError: It cannot be opened with the old key; nothing was changed.
-        Overloaded: The disk has no room for it; nothing was changed.
+        SealedDataError: It can be opened neither with the data key nor with the sealing key;
+            nothing was changed.
+        Overloaded: The disk has no room for a registry; nothing was changed.
         ConfigurationError: The folder or a key cannot be used.
     """
-    sealing_key_id(new_key)
-    try:
-        vault = Vault(folder, old_key, counter=counter, disk=disk)
-    except SealedDataError:
-        file = load_registry(folder)
-        if file is None or not is_sealed_under(file, new_key):
-            raise
-        Vault(folder, new_key, counter=counter, disk=disk).close()
-        return
-    with vault:
-        vault.reseal(new_key)
+    with Vault(folder, sealing_key, counter=counter, handed=data_key, disk=disk) as vault:
+        if not hmac.compare_digest(vault.data_key, data_key):
+            return None
+        try:
+            vault.reseal(sealing_key)
+        except (SealedDataError, Overloaded) as error:
+            return error
+        return None
 
 
 class _HashingSource:

@@ -306,16 +306,29 @@ class Service:
             ConfigurationError: The platform cannot.
             SealedDataError: The sealed models are shut.
         """
+        await asyncio.to_thread(self._sealed().hand_over, measurements)
+
+    async def withdraw_handover(self) -> None:
+        """Let no other code open the sealed models any more; see `SealedModels.withdraw`.
+
+        Raises:
+            InvalidInput: Nothing is sealed here.
+            SealedDataError: The sealed models are shut, or one of them is damaged.
+            Overloaded: The disk has no room to seal them anew.
+        """
+        await asyncio.to_thread(self._sealed().withdraw)
+
+    def _sealed(self) -> SealedModels:
         if self.sealed is None:
             msg = "this server seals no models: there is nothing to hand over"
             raise InvalidInput(msg)
-        await asyncio.to_thread(self.sealed.hand_over, measurements)
+        return self.sealed
 
     def _delete(self, name: str) -> None:
-        # First what is to last: a name that is gone from memory alone would come back.
-        if self.sealed is not None:
-            self.sealed.forget(name)
-        self.store.delete(name)
+        if self.sealed is None:
+            self.store.delete(name)
+        else:
+            self.sealed.delete(name)
 
     def stop_runs(self) -> None:
         """Make all runs end soon, with an error."""
