@@ -60,6 +60,7 @@ class SealedModel:
         names: That it goes by, in order; at least one.
         file_id: Of its sealed file, 16 bytes.
         options: How it is to run, as its owner said.
+        used: Day on which it last ran, or was sealed, counted from 1970-01-01 (UTC).
     """
 
     sha256: str
@@ -67,6 +68,7 @@ class SealedModel:
     names: tuple[str, ...]
     file_id: bytes
     options: dict[str, bool | int | str] = field(default_factory=dict)
+    used: int = 0
 
     @property
     def title(self) -> str:
@@ -276,6 +278,7 @@ def _check_models(models: Iterable[SealedModel]) -> None:
             _SHA256.fullmatch(model.sha256)
             and len(model.file_id) == FILE_ID_SIZE
             and model.size >= 0
+            and model.used >= 0
             and model.names == tuple(sorted(set(model.names)))
         )
         keys = {model.sha256, model.file_id, *model.names}

@@ -15,7 +15,6 @@ See docs/adr/0006-sealed-files.md.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import re
@@ -44,6 +43,7 @@ from blindai.inference.registry import (
 from blindai.inference.rollback import NO_COUNTER, check_epoch
 from blindai.inference.sealed_file import Kind, new_header
 from blindai.inference.sealing_key import KEY_SIZE, sealing_key_id
+from blindai.inference.sources import HashingSource, PieceSource
 from blindai.inference.vault_folder import REGISTRY, VaultFolder, load_registry
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ class Vault:
         size: int,
         names: Iterable[str],
         options: Mapping[str, bool | int | str] | None = None,
+        used: int = 0,
     ) -> SealedModel:
         """Keep a model. It survives a power cut once this returns.
 
@@ -151,6 +152,7 @@ class Vault:
             size: Of the file, in bytes.
             names: At least one.
             options: How the model is to run.
+            used: Today, in days since 1970-01-01 (UTC).
 
         Raises:
             InvalidInput: A name is impossible, or the file is not of this size and SHA-256.
@@ -167,13 +169,13 @@ class Vault:
         with self._lock:
             registry, key = self._state
             header = new_header(Kind.MODEL, key.version, size)
-            hashing = _HashingSource(source, sha256)
+            hashing = HashingSource(source, sha256)
             self._folder.write_model(hashing, header, key.data_key, hashing.check)
             others = list(_without_names(registry.models, set(wanted)))
             for model in others:
                 if model.sha256 == sha256:
                     wanted = tuple(sorted({*model.names, *wanted}))
-            sealed = SealedModel(sha256, size, wanted, header.file_id, dict(options or {}))
+            sealed = SealedModel(sha256, size, wanted, header.file_id, dict(options or {}), used)
             models = (*(model for model in others if model.sha256 != sha256), sealed)
             self._commit(replace(registry, models=models), key)
             return sealed
@@ -241,6 +243,26 @@ class Vault:
             rest = tuple(_without_names(registry.models, {name}))
             self._commit(replace(registry, models=rest), key)
 
+    def note_use(self, days: Mapping[str, int]) -> None:
+        """Write down on which days models were last used; later ones count.
+
+        Args:
+            days: SHA-256 of a model → day, in days since 1970-01-01 (UTC). Other models are
+                ignored.
+
+        Raises:
+            Overloaded: The disk has no room for the new registry.
+            SealedDataError: The disk fails.
+        """
+        with self._lock:
+            registry, key = self._state
+            models = tuple(
+                replace(model, used=max(model.used, days.get(model.sha256, 0)))
+                for model in registry.models
+            )
+            if models != registry.models:
+                self._commit(replace(registry, models=models), key)
+
     def reseal(self, sealing_key: bytes) -> None:
         """Seal everything anew: a new data key under a sealing key; all or nothing.
 
@@ -263,8 +285,8 @@ class Vault:
             try:
                 for model in registry.models:
                     header = new_header(Kind.MODEL, new.version, model.size)
-                    pieces = _PieceSource(self._folder.load_model(model, key))
-                    source = _HashingSource(pieces, model.sha256)
+                    pieces = PieceSource(self._folder.load_model(model, key))
+                    source = HashingSource(pieces, model.sha256)
                     self._folder.write_model(source, header, new.data_key, source.check)
                     moved.append(replace(model, file_id=header.file_id))
             except BlindAIError:
@@ -370,47 +392,6 @@ def take_over(
         except (SealedDataError, Overloaded) as error:
             return error
         return None
-
-
-class _HashingSource:
-    """Reads on from a source, and knows what SHA-256 came of it."""
-
-    def __init__(self, source: Source, sha256: str) -> None:
-        self._source = source
-        self._expected = sha256
-        self._digest = hashlib.sha256()
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill at most the buffer; return how many bytes came."""
-        came = self._source.readinto(buffer) or 0
-        self._digest.update(buffer[:came])
-        return came
-
-    def check(self) -> None:
-        """Refuse what was not the file that it was said to be."""
-        if (came := self._digest.hexdigest()) != self._expected:
-            msg = f"expected a model with SHA-256 {self._expected}, came {came}"
-            raise InvalidInput(msg)
-
-
-class _PieceSource:
-    """Reads from pieces of which each is gone when the next one comes."""
-
-    def __init__(self, pieces: Iterator[memoryview]) -> None:
-        self._pieces = pieces
-        self._left = memoryview(b"")
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill at most the buffer; return how many bytes came."""
-        while not self._left:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._left = piece
-        came = min(len(buffer), len(self._left))
-        buffer[:came] = self._left[:came]
-        self._left = self._left[came:]
-        return came
 
 
 def _find(registry: Registry, sha256: str) -> SealedModel:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from blindai.attestation.model import Platform
 from blindai.errors import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from blindai.inference.records import LoadedModel, ModelRecord
     from blindai.inference.store import ModelStore
 
+DAY: Final = 86_400
 IN_MEMORY_ONLY = "models live in memory only: they have to be uploaded again after a restart"
 
 
@@ -110,7 +112,7 @@ class SealedModels:
             try:
                 vault = self._open()
                 _check_form(vault, entry.record)
-                keep_model(vault, entry, entry.record.options.dump())
+                keep_model(vault, entry, entry.record.options.dump(), used=today())
             except BaseException:
                 self._put_back(name)
                 raise
@@ -133,6 +135,27 @@ class SealedModels:
                 # One that is damaged was never loaded.
                 with contextlib.suppress(ModelNotFound):
                     self._store.delete(name)
+
+    def last_use(self, sha256: str) -> int | None:
+        """Return the day on which a model was last used, as far as it was written down.
+
+        Args:
+            sha256: Of the model.
+
+        Returns:
+            In days since 1970-01-01 (UTC); `None`: it is not sealed.
+        """
+        models = () if self._vault is None else self._vault.models()
+        return next((model.used for model in models if model.sha256 == sha256), None)
+
+    def note_use(self, days: Mapping[str, int]) -> None:
+        """Write down, for after a restart, when models were last used; see `Vault.note_use`.
+
+        Raises:
+            SealedDataError: The vault is shut, or the disk fails.
+            Overloaded: The disk has no room for the new list.
+        """
+        self._open().note_use(days)
 
     def hand_over(self, measurements: Mapping[str, bytes]) -> None:
         """Let the code with these measurements open what is sealed; this code still can.
@@ -177,6 +200,11 @@ class SealedModels:
             if name in model.names:
                 with contextlib.suppress(BlindAIError):
                     restore_model(self._open(), self._store, model, [name])
+
+
+def today() -> int:
+    """Return the number of days since 1970-01-01 (UTC), by the machine's clock."""
+    return int(time.time()) // DAY
 
 
 def _sealing_key(folder: Path, attester: Attester) -> bytes:

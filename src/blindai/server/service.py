@@ -28,10 +28,13 @@ from blindai.errors import (
 from blindai.inference.options import ModelOptions
 from blindai.inference.scheduler import Scheduler
 from blindai.server.events import log_event
+from blindai.server.pruning import prune
 from blindai.server.stepping import Stepping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+    from datetime import timedelta
 
     from blindai.inference.engine import RunHandle
     from blindai.inference.sequences import Step
@@ -297,6 +300,20 @@ class Service:
         """
         await asyncio.to_thread(self._delete, name)
         log_event("model_deleted", models=len(self.records()))
+
+    def prune(self, unused_for: timedelta, spared: AbstractSet[str]) -> list[str]:
+        """Delete models that nobody used for long; see `blindai.server.pruning`. Slow."""
+        last_runs = {
+            each.sha256: each.last_inference / 1000 for each in self.scheduler.statistics()
+        }
+        return prune(
+            self.store,
+            self.sealed,
+            last_run=lambda entry: last_runs.get(entry.record.key, 0.0),
+            unused_for=unused_for,
+            spared=spared,
+            now=time.time(),
+        )
 
     async def hand_over(self, measurements: Mapping[str, bytes]) -> None:
         """Let other code open the sealed models; see `SealedModels.hand_over`.
