@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blindai.attesters import Machine
+from blindai.attesters.azure_vtpm import AzureAttester
 from blindai.attesters.tpm import TpmAttester
 from blindai.errors import ConfigurationError, SealedDataError
 
@@ -22,17 +23,18 @@ def extended(value, content):
     return hashlib.sha256(value + hashlib.sha256(content).digest()).digest()
 
 
-def test_only_the_successor_opens_it(tpm, tmp_path):
+@pytest.mark.parametrize("kind", [TpmAttester, AzureAttester])
+def test_only_the_successor_opens_it(tpm, tmp_path, kind):
     """Not the code that sealed it, nor a third one: only the one that was named."""
-    one = attester(tpm, tmp_path)
+    one = kind(Machine(root=tmp_path, tpm=tpm.tcti))
     blob = one.seal_for_successor(SECRET, {"pcr9": extended(bytes(32), b"next")})
     with pytest.raises(SealedDataError, match="for other code"):
         one.open_from_predecessor(blob)
     tpm.extend(9, b"next")
-    assert attester(tpm, tmp_path).open_from_predecessor(blob) == SECRET
+    assert one.open_from_predecessor(blob) == SECRET
     tpm.extend(8, b"and more")
     with pytest.raises(SealedDataError, match="for other code"):
-        attester(tpm, tmp_path).open_from_predecessor(blob)
+        one.open_from_predecessor(blob)
 
 
 def test_another_tpm(tpm, other_tpm, tmp_path):

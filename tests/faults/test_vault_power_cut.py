@@ -10,7 +10,7 @@ import pytest
 
 from blindai.errors import BlindAIError, Overloaded, SealedDataError
 from blindai.inference.disk import Disk
-from blindai.inference.vault import Vault, reseal
+from blindai.inference.vault import Vault, take_over
 from tests.inference.vaults import (
     KEY,
     LARGE,
@@ -201,22 +201,25 @@ def test_old_or_new_never_neither(tmp_path, name, counted):
 
 
 @pytest.mark.parametrize("counted", [False, True], ids=["uncounted", "counted"])
-def test_resealing_can_be_begun_again(tmp_path, counted):
-    """The command that was stopped at any step finishes the work when it is given again."""
+def test_taking_over_can_be_begun_again(tmp_path, counted):
+    """Stopped at any step, the next start of the new code finishes what the first one began."""
     for cut_at in range(100):
         folder = tmp_path / str(cut_at)
         counter = Counter() if counted else None
         with Vault(folder, KEY, counter=counter) as vault:
             seal(vault, SMALL, "a")
+            handed = vault.data_key
         disk = FragileDisk.holding(folder, cut_at)
-        keys = {"old_key": KEY, "new_key": OTHER_KEY, "counter": counter}
+        keys = {"data_key": handed, "sealing_key": OTHER_KEY, "counter": counter}
         try:
-            reseal(folder, **keys, disk=disk)
+            assert take_over(folder, **keys, disk=disk) is None
             finished = True
         except PowerCut:
             finished = False
-        reseal(folder, **keys)
+        assert take_over(folder, **keys) is None
         assert contents(folder, OTHER_KEY, counter=counter) == {"a": SMALL}
+        with Vault(folder, OTHER_KEY, counter=counter) as vault:
+            assert vault.data_key != handed
         if finished:
             break
     assert finished

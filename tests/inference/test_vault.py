@@ -20,7 +20,7 @@ from blindai.inference.engine import LoadOptions
 from blindai.inference.onnx import OnnxEngine
 from blindai.inference.sealed_file import HEADER_SIZE
 from blindai.inference.store import ModelStore
-from blindai.inference.vault import Vault, reseal
+from blindai.inference.vault import Vault, take_over
 from tests.inference.models import add
 from tests.inference.vaults import (
     KEY,
@@ -297,17 +297,38 @@ def test_resealing_moves_everything(folder):
     assert contents(folder, OTHER_KEY) == {"a": SMALL, "b": LARGE, "c": LARGE}
 
 
-def test_resealing_twice_does_no_harm(folder):
-    """Resealing what was resealed is done; with an unrelated key it is refused."""
+def test_taking_over(folder, tmp_path):
+    """The data key opens a vault for other code once; what is sealed then, it does not open."""
     with Vault(folder, KEY) as vault:
         seal(vault, SMALL, "a")
+        handed = vault.data_key
+    with pytest.raises(SealedDataError, match="stay shut"):
+        take_over(folder, data_key=bytes(32), sealing_key=OTHER_KEY)
+    assert contents(folder, KEY) == {"a": SMALL}
     for _ in range(2):
-        reseal(folder, old_key=KEY, new_key=OTHER_KEY)
+        assert take_over(folder, data_key=handed, sealing_key=OTHER_KEY) is None
         assert contents(folder, OTHER_KEY) == {"a": SMALL}
-    with pytest.raises(SealedDataError, match="other code"):
-        reseal(folder, old_key=KEY, new_key=bytes(32))
+    assert "other code" in opens(folder, KEY)
+    assert "stay shut" in opens(folder, KEY, handed=handed)
     with pytest.raises(ConfigurationError, match="came 3"):
-        reseal(folder, old_key=OTHER_KEY, new_key=b"abc")
+        take_over(folder, data_key=handed, sealing_key=b"abc")
+
+
+def test_taking_over_with_a_damaged_model(folder):
+    """The others are this code's then, and that they are under the old data key is told."""
+    with Vault(folder, KEY) as vault:
+        seal(vault, SMALL, "whole")
+        path = file_of(folder, seal(vault, LARGE, "broken"))
+        handed = vault.data_key
+    path.write_bytes(path.read_bytes()[:-1])
+    failure = take_over(folder, data_key=handed, sealing_key=OTHER_KEY)
+    assert "'broken'" in str(failure)
+    with Vault(folder, OTHER_KEY) as vault:
+        assert unseal(vault, SMALL) == SMALL
+        assert vault.data_key == handed
+        vault.remove("broken")
+    assert take_over(folder, data_key=handed, sealing_key=OTHER_KEY) is None
+    assert contents(folder, OTHER_KEY) == {"whole": SMALL}
 
 
 def test_resealing_stops_at_a_bad_model(folder, vault):

@@ -67,6 +67,7 @@ def registries(draw):
             tuple(sorted(names[i : i + 2])),
             bytes([i]) * 16,
             draw(options),
+            draw(st.integers(0, 99_999)),
         )
         for i in range(0, len(names), 2)
     )

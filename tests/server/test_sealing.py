@@ -1,15 +1,22 @@
 """Uploaded models come back after a restart, whole, or not at all and with a reason."""
 
+import contextlib
 import os
+import random
 import shutil
 import subprocess
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import blindai
+from blindai.attesters.simulation import SimulationAttester
 from blindai.errors import ConfigurationError, ModelNotFound, SealedDataError
+from blindai.inference.engines import load_engine
+from blindai.inference.store import ModelStore
+from blindai.server.sealing import SealedModels
 from blindai.testing.server import start_server
 from tests.inference.models import identity
 from tests.inference.test_forms import WIDE, mlp
@@ -134,6 +141,83 @@ def test_one_file_in_two_precisions_is_refused(server):
         with pytest.raises(blindai.ModelConflict, match="another precision"):
             client.upload_model(mlp(), name="small", precision="int8")
         assert [m.name for m in client.models()] == ["exact"]
+
+
+@pytest.fixture
+def parts(tmp_path, folder):
+    """Yield a store, and what keeps its models."""
+    with ModelStore(tmp_path / "store", engine=load_engine("onnx"), max_uploads=99) as store:
+        sealed = SealedModels(folder, SimulationAttester(), store)
+        yield store, sealed
+        sealed.close()
+
+
+def put(store, name, content):
+    """Upload a model to a store alone; return it."""
+    with store.begin_upload(name) as upload:
+        upload.write(content)
+        return store.get(upload.commit(replace=True).key)
+
+
+def held(store):
+    return {name: record.sha256 for record in store.records() for name in record.names}
+
+
+def test_deleted_before_it_was_sealed(parts, folder, tmp_path):
+    """An upload whose name is gone in this moment is refused, and is not back after a restart."""
+    store, sealed = parts
+    entry = put(store, "m", identity())
+    sealed.delete("m")
+    with pytest.raises(blindai.ModelConflict, match="deleted, or given to another"):
+        sealed.keep("m", entry)
+    first = put(store, "m", identity())
+    second = put(store, "m", mlp())
+    with pytest.raises(blindai.ModelConflict, match="deleted, or given to another"):
+        sealed.keep("m", first)
+    sealed.keep("m", second)
+    sealed.close()
+    with ModelStore(tmp_path / "again", engine=load_engine("onnx")) as again:
+        assert SealedModels(folder, SimulationAttester(), again).restore() == []
+        assert held(again) == {"m": second.record.sha256}
+
+
+def test_many_at_once(parts, folder, tmp_path):
+    """Uploads and deletions of the same names at once: what serves in the end is what is sealed."""
+    store, sealed = parts
+    models = [identity(), mlp(), mlp(width=12)]
+    names = ["a", "b"]
+
+    def work(seed):
+        dice = random.Random(seed)
+        for _ in range(12):
+            name = dice.choice(names)
+            with contextlib.suppress(blindai.ModelConflict, ModelNotFound):
+                if dice.random() < 0.3:
+                    sealed.delete(name)
+                else:
+                    sealed.keep(name, put(store, name, dice.choice(models)))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    expected = held(store)
+    sealed.close()
+    with ModelStore(tmp_path / "again", engine=load_engine("onnx")) as again:
+        assert SealedModels(folder, SimulationAttester(), again).restore() == []
+        assert held(again) == expected
+
+
+def test_a_damaged_model_can_be_deleted(server, folder):
+    """It does not serve, and its name is taken away all the same."""
+    with connect(server) as client:
+        client.upload_model(identity(), name="bad")
+    (file,) = set(folder.glob("*.sealed")) - {folder / "registry.sealed"}
+    file.write_bytes(file.read_bytes()[:-1])
+    server.restart()
+    with connect(server) as client:
+        assert client.models() == []
+        client.delete_model("bad")
+        with pytest.raises(ModelNotFound):
+            client.delete_model("bad")
 
 
 def test_it_is_said(folder):

@@ -24,13 +24,14 @@ from blindai.attesters.base import Finding, Machine, check_binding
 from blindai.attesters.tpm.attester import PCRS, find_tpm, quote, read_event_log
 from blindai.attesters.tpm.counter import TpmCounter
 from blindai.attesters.tpm.device import Selection, TpmConnection, TpmDevice
+from blindai.attesters.tpm.handover import open_handover, seal_for
 from blindai.attesters.tpm.keys import derive_sealing_key
 from blindai.errors import BlindAIError, ConfigurationError, EvidenceError, Overloaded
 from blindai.platforms.azure import TDX_REPORT, HclReport, parse_hcl_report
 from blindai.platforms.dcap.quote import MAX_QUOTE_BYTES, parse_quote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 HCL_REPORT: Final = 0x01400001
 ATTESTATION_KEY: Final = 0x81000003
@@ -108,6 +109,31 @@ class AzureAttester:
             Overloaded: If it has no room, or was reset.
         """
         return self._device.run(lambda connection: derive_sealing_key(connection, self._pcrs))
+
+    def seal_for_successor(self, secret: bytes, measurements: Mapping[str, bytes]) -> bytes:
+        """Return `secret` in a form that only other code on this vTPM opens.
+
+        Args:
+            secret: At most 64 bytes.
+            measurements: "pcr9" → value, of the PCRs that are others when that code runs.
+
+        Raises:
+            ConfigurationError: A PCR that is not quoted, or the vTPM refuses.
+            Overloaded: If it has no room, or was reset.
+        """
+        return self._device.run(
+            lambda connection: seal_for(connection, self._pcrs, measurements, secret)
+        )
+
+    def open_from_predecessor(self, blob: bytes) -> bytes:
+        """Return the secret that the code before sealed for the code that runs now.
+
+        Raises:
+            SealedDataError: It was sealed for other code, or is of another vTPM.
+            ConfigurationError: If the vTPM cannot be reached, or refuses.
+            Overloaded: If it has no room, or was reset.
+        """
+        return self._device.run(lambda connection: open_handover(connection, self._pcrs, blob))
 
     def _prove_hardware(self) -> dict[str, bytes]:
         with self._lock:

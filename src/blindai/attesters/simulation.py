@@ -16,16 +16,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindai.attestation.binding import BINDING_SIZE
 from blindai.attestation.model import Evidence, Platform
-from blindai.errors import ConfigurationError
+from blindai.errors import ConfigurationError, SealedDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from importlib.resources.abc import Traversable
 
 PUBLIC_KNOWLEDGE_KEY: Final = Ed25519PrivateKey.from_private_bytes(
     hashlib.sha256(b"blindai simulation key: public, proves nothing").digest()
 )
 _REPORT_DATA_SIZE: Final = 64
+_HANDOVER: Final = b"SIMULATED handover, in clear\n"
 
 
 class SimulationAttester:
@@ -66,6 +67,34 @@ class SimulationAttester:
     def sealing_key(self) -> bytes | None:
         """Return `None`: nothing here could keep a key from the machine's owner."""
         return None
+
+    def seal_for_successor(self, secret: bytes, measurements: Mapping[str, bytes]) -> bytes:
+        """Return `secret` beside the measurement of other code, which any code could read.
+
+        Raises:
+            ConfigurationError: Anything but one measurement of 32 bytes.
+        """
+        other = measurements.get("measurement", b"")
+        if len(measurements) != 1 or len(other) != len(self._measurement):
+            came = ", ".join(sorted(measurements))[:200] or "none"
+            msg = f"expected one measurement of {len(self._measurement)} bytes, came {came}"
+            raise ConfigurationError(msg)
+        return b"".join((_HANDOVER, other, secret))
+
+    def open_from_predecessor(self, blob: bytes) -> bytes:
+        """Return the secret that the code before left for the code that runs now.
+
+        Raises:
+            SealedDataError: It was left for other code, or changed.
+        """
+        start = len(_HANDOVER) + len(self._measurement)
+        if not blob.startswith(_HANDOVER) or len(blob) <= start:
+            msg = "what the code before left for its successor was changed"
+            raise SealedDataError(msg)
+        if blob[len(_HANDOVER) : start] != self._measurement:
+            msg = "what the code before left is for other code: this one was measured otherwise"
+            raise SealedDataError(msg)
+        return blob[start:]
 
     def rollback_counter(self) -> None:
         """Return `None`: nothing here could count where the machine's owner cannot reach."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from blindai.inference.tensors import TensorSpec
 
 _SHOWN_VALUES = 6
+# Of a TPM, and of a simulation; not "ak" and the like, which are the machine's.
+_OF_CODE = ("pcr", "measurement")
 
 
 @click.command()
@@ -163,20 +165,33 @@ def delete(name: str, *, target: Target, token: str | None, as_json: bool) -> No
     "--next",
     "next_policy",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
     help="Policy file of the next code, as `blindai measure` writes it.",
 )
+@click.option("--withdraw", is_flag=True, help="Take back what was left for any other code.")
 @server_option
 @target_options
 @token_option
 @json_option
-def reseal(next_policy: Path, *, target: Target, token: str | None, as_json: bool) -> None:
+def reseal(
+    next_policy: Path | None, *, withdraw: bool, target: Target, token: str | None, as_json: bool
+) -> None:
     """Let the server's next version open the models that this version sealed.
 
-    The server that runs now leaves its sealing key for code with the measurements of the policy
+    The server that runs now leaves the models' key for code with the measurements of the policy
     file, and for no other; it goes on as before. The next version, started with --take-over, seals
-    the models anew under its own key.
+    the models anew under keys of its own. With --withdraw the server that runs now does that, so
+    that what it left opens nothing any more.
     """
+    if withdraw == (next_policy is not None):
+        msg = "expected either --next or --withdraw"
+        raise click.UsageError(msg)
+    if next_policy is None:
+        with target.connect(token) as client:
+            client.withdraw_handover()
+            _mark_simulation(client.attestation, as_json=as_json)
+        text = "sealed anew: no other code can open the models"
+        click.echo(json.dumps({"withdrawn": True}) if as_json else text)
+        return
     measurements = _measurements_of(next_policy)
     with target.connect(token) as client:
         client.hand_over(measurements)
@@ -187,7 +202,7 @@ def reseal(next_policy: Path, *, target: Target, token: str | None, as_json: boo
 
 
 def _measurements_of(path: Path) -> dict[str, bytes]:
-    """Return the PCRs that a policy pins to one value each."""
+    """Return the measurements of code that a policy pins to one value each."""
     policy = Policy.load(path)
     if len(policy.accept) != 1:
         count = len(policy.accept)
@@ -197,10 +212,11 @@ def _measurements_of(path: Path) -> dict[str, bytes]:
     exact = {
         name: patterns[0].value
         for name, patterns in found.items()
-        if name.startswith("pcr") and len(patterns) == 1 and patterns[0].pins
+        if name.startswith(_OF_CODE) and len(patterns) == 1 and patterns[0].pins
     }
     if not exact:
-        msg = f"{path}: expected PCRs, each pinned to one value, came {', '.join(found) or 'none'}"
+        came = ", ".join(found) or "none"
+        msg = f"{path}: expected PCRs or a measurement, each pinned to one value, came {came}"
         raise ConfigurationError(msg)
     return exact
 

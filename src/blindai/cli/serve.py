@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,12 @@ _TOKEN_FILE_MODE = 0o600
     help="Open --sealed-models with the key that the version before left by `blindai reseal`.",
 )
 @click.option(
+    "--prune-after",
+    type=click.IntRange(1),
+    metavar="DAYS",
+    help="Delete uploaded models that nobody ran for so many days.",
+)
+@click.option(
     "--max-batch",
     type=click.IntRange(1),
     default=1,
@@ -112,6 +119,7 @@ def serve(
     models_dir: Path | None,
     sealed_models: Path | None,
     take_over: bool,
+    prune_after: int | None,
     gpus: bool,
     max_batch: int,
     token_file: Path | None,
@@ -144,6 +152,7 @@ def serve(
         models=models_dir,
         sealed=sealed_models,
         take_over=take_over,
+        prune_after=None if prune_after is None else timedelta(days=prune_after),
         gpus=gpus,
         max_batch=max_batch,
     )

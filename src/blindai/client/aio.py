@@ -283,6 +283,15 @@ class AsyncClient:
         """Let the server's next code open its sealed models; see `Client.hand_over`."""
         await self._drive(lambda _: self._calls.hand_over(measurements, token))
 
+    async def withdraw_handover(
+        self,
+        *,
+        token: str | None = None,
+        timeout: float = LOAD_TIMEOUT,  # noqa: ASYNC109 - the server's time to seal
+    ) -> None:
+        """Let the server seal its models anew; see `Client.withdraw_handover`."""
+        await self._drive(lambda _: self._calls.withdraw_handover(token, timeout))
+
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()

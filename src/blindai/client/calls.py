@@ -32,6 +32,7 @@ from blindai.client.messages import (
     list_request,
     model_request,
     upload_request,
+    withdrawal_request,
 )
 from blindai.client.receipts import digest_body
 from blindai.errors import AppraisalError, InvalidInput, ModelNotFound
@@ -87,6 +88,10 @@ class Calls:
     def hand_over(self, measurements: Mapping[str, bytes], token: str | None) -> Call[None]:
         """Ask for the sealed models to be opened to other code."""
         check_status((yield handover_request(measurements, self._presenting(token))))
+
+    def withdraw_handover(self, token: str | None, timeout: float) -> Call[None]:
+        """Ask for the sealed models to be sealed anew."""
+        check_status((yield withdrawal_request(self._presenting(token), timeout)))
 
     def upload_request(
         self,

@@ -377,6 +377,21 @@ class Client:
         """
         self._drive(lambda _: self._calls.hand_over(measurements, token))
 
+    def withdraw_handover(self, *, token: str | None = None, timeout: float = LOAD_TIMEOUT) -> None:
+        """Let the server seal its models anew, so that what it handed over opens them no more.
+
+        Args:
+            token: Instead of the client's own.
+            timeout: Seconds that the server may take.
+
+        Raises:
+            InvalidInput: If nothing is sealed.
+            SealedDataError: If the models are shut to this server, or one of them is damaged.
+            Overloaded: If the disk has no room for them a second time.
+            AccessDenied: If the token is missing or gives no right to this.
+        """
+        self._drive(lambda _: self._calls.withdraw_handover(token, timeout))
+
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()

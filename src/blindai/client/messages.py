@@ -133,6 +133,12 @@ def handover_request(measurements: Mapping[str, bytes], headers: Mapping[str, st
     return Request("PUT", "/blindai/v1/handover", headers, body, repeatable=False)
 
 
+def withdrawal_request(headers: Mapping[str, str], timeout: float) -> Request:
+    """Return the request that lets no other code open the sealed models any more."""
+    target = "/blindai/v1/handover"
+    return Request("DELETE", target, headers, timeout=timeout, repeatable=False)
+
+
 def upload_request(
     name: str,
     headers: Mapping[str, str],

@@ -23,9 +23,18 @@ if TYPE_CHECKING:
 
 
 def keep_model(
-    vault: Vault, loaded: LoadedModel, options: Mapping[str, bool | int | str] | None = None
+    vault: Vault,
+    loaded: LoadedModel,
+    options: Mapping[str, bool | int | str] | None = None,
+    used: int = 0,
 ) -> SealedModel:
     """Seal a model that runs, under all its names. Slow: to be called in a worker thread.
+
+    Args:
+        vault: To seal it in.
+        loaded: The model.
+        options: How it is to run.
+        used: Today, in days since 1970-01-01 (UTC).
 
     Raises:
         ModelNotFound: It was deleted meanwhile.
@@ -41,7 +50,12 @@ def keep_model(
         raise ModelNotFound(msg) from error
     with io.FileIO(descriptor, "rb") as file:
         return vault.seal(
-            file, sha256=record.sha256, size=record.size, names=record.names, options=options
+            file,
+            sha256=record.sha256,
+            size=record.size,
+            names=record.names,
+            options=options,
+            used=used,
         )
 
 

@@ -6,8 +6,11 @@ is counted on. Files are made new, never through a link, and are readable for no
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import TYPE_CHECKING
+
+from blindai.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,3 +75,30 @@ def write_whole(path: Path, data: bytes, disk: Disk | None = None) -> None:
         disk.unlink(new)
         raise
     disk.sync_folder(path.parent)
+
+
+def claim_folder(path: Path, purpose: str) -> int:
+    """Make a folder this process's alone; return the descriptor that holds the claim until closed.
+
+    Args:
+        path: Of the folder; made where it is missing, for nobody else to look into.
+        purpose: What it is for, as a message says it.
+
+    Raises:
+        ConfigurationError: It cannot be used, or another server uses it.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        claim = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        msg = f"expected a folder for {purpose} at {path}: {error.strerror}"
+        raise ConfigurationError(msg) from error
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(claim)
+        taken = isinstance(error, BlockingIOError)
+        why = "another server uses it" if taken else error.strerror
+        msg = f"expected a folder of its own at {path}: {why}"
+        raise ConfigurationError(msg) from error
+    return claim

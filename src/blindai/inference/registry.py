@@ -60,6 +60,7 @@ class SealedModel:
         names: That it goes by, in order; at least one.
         file_id: Of its sealed file, 16 bytes.
         options: How it is to run, as its owner said.
+        used: Day on which it last ran, or was sealed, counted from 1970-01-01 (UTC).
     """
 
     sha256: str
@@ -67,6 +68,7 @@ class SealedModel:
     names: tuple[str, ...]
     file_id: bytes
     options: dict[str, bool | int | str] = field(default_factory=dict)
+    used: int = 0
 
     @property
     def title(self) -> str:
@@ -200,15 +202,25 @@ def unseal_registry(file: bytes, sealing_key: bytes) -> tuple[Registry, VaultKey
         )
         raise SealedDataError(msg)
     key = VaultKey(sealing_key, unwrap_data_key(sealing_key, wrapped), version)
-    header = parse_header(sealed[:HEADER_SIZE])
-    if header.kind is not Kind.REGISTRY or header.key_version != version:
-        msg = "the registry was changed: its header is not that of a registry of this key"
-        raise SealedDataError(msg)
-    if header.sealed_size != len(sealed):
-        msg = f"the registry: expected {header.sealed_size} bytes, came {len(sealed)}"
-        raise SealedDataError(msg)
-    pieces = unseal_pieces(io.BytesIO(sealed[HEADER_SIZE:]), header, key.data_key)
-    return parse_registry(b"".join(bytes(piece) for piece in pieces)), key
+    return _open_list(sealed, key), key
+
+
+def unseal_handed_over(
+    file: bytes, data_key: bytes, sealing_key: bytes
+) -> tuple[Registry, VaultKey]:
+    """Open the registry's file of other code, which handed its data key over.
+
+    Args:
+        file: All of it; at most `MAX_FILE_BYTES`, untrusted.
+        data_key: 32 bytes, from the other code.
+        sealing_key: 32 bytes that only this code on this machine gets; for what is written next.
+
+    Raises:
+        SealedDataError: It was sealed under another data key, or changed.
+    """
+    _, version, _, sealed = _split(file)
+    key = VaultKey(sealing_key, data_key, version)
+    return _open_list(sealed, key), key
 
 
 def is_sealed_under(file: bytes, sealing_key: bytes) -> bool:
@@ -219,6 +231,19 @@ def is_sealed_under(file: bytes, sealing_key: bytes) -> bool:
     """
     key_id, *_ = _split(file)
     return key_id == sealing_key_id(sealing_key)
+
+
+def _open_list(sealed: bytes, key: VaultKey) -> Registry:
+    """Return the list of models in the last part of a registry's file."""
+    header = parse_header(sealed[:HEADER_SIZE])
+    if header.kind is not Kind.REGISTRY or header.key_version != key.version:
+        msg = "the registry was changed: its header is not that of a registry of this key"
+        raise SealedDataError(msg)
+    if header.sealed_size != len(sealed):
+        msg = f"the registry: expected {header.sealed_size} bytes, came {len(sealed)}"
+        raise SealedDataError(msg)
+    pieces = unseal_pieces(io.BytesIO(sealed[HEADER_SIZE:]), header, key.data_key)
+    return parse_registry(b"".join(bytes(piece) for piece in pieces))
 
 
 def _split(file: bytes) -> tuple[bytes, int, bytes, bytes]:
@@ -253,6 +278,7 @@ def _check_models(models: Iterable[SealedModel]) -> None:
             _SHA256.fullmatch(model.sha256)
             and len(model.file_id) == FILE_ID_SIZE
             and model.size >= 0
+            and model.used >= 0
             and model.names == tuple(sorted(set(model.names)))
         )
         keys = {model.sha256, model.file_id, *model.names}

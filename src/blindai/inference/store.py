@@ -15,7 +15,6 @@ The list of models is in memory only; a new store starts empty and clears the fo
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -36,6 +35,7 @@ from blindai.errors import (
     ModelNotFound,
     Overloaded,
 )
+from blindai.inference.disk import Disk, claim_folder
 from blindai.inference.engine import LoadOptions
 from blindai.inference.forms import load_again, load_form
 from blindai.inference.options import ModelOptions
@@ -110,7 +110,12 @@ class ModelStore:
         self._closed = False
         # Loading takes seconds and memory for a second copy: one at a time.
         self._load_lock = threading.Lock()
-        self._folder_lock = _claim(folder)
+        self._folder_lock = claim_folder(folder, "models")
+        try:
+            _clear(folder)
+        except ConfigurationError:
+            os.close(self._folder_lock)
+            raise
 
     def close(self) -> None:
         """Let go of all models, remove their files and release the folder."""
@@ -321,7 +326,7 @@ class ModelStore:
             path = self._folder / f"{record.key}.onnx"
             upload.path.rename(path)
             try:
-                _sync(self._folder)
+                Disk().sync_folder(self._folder)
                 with self._lock:
                     self._check_free(upload, replace_other=replace_other)
                     self._alive[model] = upload.size
@@ -452,36 +457,15 @@ def _read(descriptor: int) -> bytes:
         raise InvalidModel(msg) from error
 
 
-def _claim(folder: Path) -> int:
-    """Make the folder ours alone; return the descriptor that holds the claim."""
+def _clear(folder: Path) -> None:
+    """Remove what an earlier store left in its folder."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        msg = f"expected a folder for models at {folder}: {error.strerror}"
-        raise ConfigurationError(msg) from error
-    try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for path in folder.iterdir():
             if _OURS.fullmatch(path.name):
                 path.unlink()
-    except BlockingIOError as error:
-        os.close(claim)
-        msg = f"expected a folder of its own at {folder}: another server uses it"
-        raise ConfigurationError(msg) from error
     except OSError as error:
-        os.close(claim)
         msg = f"expected a folder that can be cleared at {folder}: {error.strerror}"
         raise ConfigurationError(msg) from error
-    return claim
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unlink(path: Path | None) -> None:

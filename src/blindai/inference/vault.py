@@ -15,14 +15,20 @@ See docs/adr/0006-sealed-files.md.
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import os
 import re
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
-from blindai.errors import BlindAIError, InvalidInput, ModelNotFound, SealedDataError
+from blindai.errors import (
+    BlindAIError,
+    InvalidInput,
+    ModelNotFound,
+    Overloaded,
+    SealedDataError,
+)
 from blindai.inference.disk import Disk
 from blindai.inference.records import check_name
 from blindai.inference.registry import (
@@ -31,11 +37,13 @@ from blindai.inference.registry import (
     VaultKey,
     is_sealed_under,
     seal_registry,
+    unseal_handed_over,
     unseal_registry,
 )
 from blindai.inference.rollback import NO_COUNTER, check_epoch
 from blindai.inference.sealed_file import Kind, new_header
 from blindai.inference.sealing_key import KEY_SIZE, sealing_key_id
+from blindai.inference.sources import HashingSource, PieceSource
 from blindai.inference.vault_folder import REGISTRY, VaultFolder, load_registry
 
 if TYPE_CHECKING:
@@ -46,7 +54,7 @@ if TYPE_CHECKING:
     from blindai.inference.rollback import RollbackCounter
     from blindai.inference.sealed_file import Source
 
-__all__ = ["SealedModel", "Vault", "reseal"]
+__all__ = ["SealedModel", "Vault", "take_over"]
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -58,6 +66,7 @@ class Vault:
         folder: Made where it is missing.
         sealing_key: 32 bytes that only this code on this machine gets.
         counter: Says which registry is the newest; `None` where the machine has none.
+        handed: Data key that other code handed over; opens what that code sealed.
         disk: Writes.
 
     Raises:
@@ -72,6 +81,7 @@ class Vault:
         sealing_key: bytes,
         *,
         counter: RollbackCounter | None = None,
+        handed: bytes | None = None,
         disk: Disk | None = None,
     ) -> None:
         sealing_key_id(sealing_key)  # refuses a key of the wrong size before a folder is made
@@ -82,7 +92,7 @@ class Vault:
         self._unsettled = True
         self._folder = VaultFolder(folder, disk or Disk())
         try:
-            self._state = self._open(sealing_key)
+            self._state = self._open(sealing_key, handed)
         except BaseException:
             self.close()
             raise
@@ -112,6 +122,11 @@ class Vault:
         """Number of the data key, from 1; each resealing adds 1."""
         return self._state[1].version
 
+    @property
+    def data_key(self) -> bytes:
+        """What opens all that the vault holds, until it is resealed: for its code's successor."""
+        return self._state[1].data_key
+
     def models(self) -> tuple[SealedModel, ...]:
         """Return what the vault holds."""
         return self._state[0].models
@@ -124,6 +139,7 @@ class Vault:
         size: int,
         names: Iterable[str],
         options: Mapping[str, bool | int | str] | None = None,
+        used: int = 0,
     ) -> SealedModel:
         """Keep a model. It survives a power cut once this returns.
 
@@ -136,6 +152,7 @@ class Vault:
             size: Of the file, in bytes.
             names: At least one.
             options: How the model is to run.
+            used: Today, in days since 1970-01-01 (UTC).
 
         Raises:
             InvalidInput: A name is impossible, or the file is not of this size and SHA-256.
@@ -152,13 +169,13 @@ class Vault:
         with self._lock:
             registry, key = self._state
             header = new_header(Kind.MODEL, key.version, size)
-            hashing = _HashingSource(source, sha256)
+            hashing = HashingSource(source, sha256)
             self._folder.write_model(hashing, header, key.data_key, hashing.check)
             others = list(_without_names(registry.models, set(wanted)))
             for model in others:
                 if model.sha256 == sha256:
                     wanted = tuple(sorted({*model.names, *wanted}))
-            sealed = SealedModel(sha256, size, wanted, header.file_id, dict(options or {}))
+            sealed = SealedModel(sha256, size, wanted, header.file_id, dict(options or {}), used)
             models = (*(model for model in others if model.sha256 != sha256), sealed)
             self._commit(replace(registry, models=models), key)
             return sealed
@@ -226,14 +243,34 @@ class Vault:
             rest = tuple(_without_names(registry.models, {name}))
             self._commit(replace(registry, models=rest), key)
 
-    def reseal(self, sealing_key: bytes) -> None:
-        """Seal everything anew: a new data key under another sealing key; all or nothing.
-
-        Needs as much free disk as the vault holds. Until the last step the old sealing key
-        opens the vault, and from then on the new one alone.
+    def note_use(self, days: Mapping[str, int]) -> None:
+        """Write down on which days models were last used; later ones count.
 
         Args:
-            sealing_key: 32 bytes that the next code, on its machine, gets.
+            days: SHA-256 of a model → day, in days since 1970-01-01 (UTC). Other models are
+                ignored.
+
+        Raises:
+            Overloaded: The disk has no room for the new registry.
+            SealedDataError: The disk fails.
+        """
+        with self._lock:
+            registry, key = self._state
+            models = tuple(
+                replace(model, used=max(model.used, days.get(model.sha256, 0)))
+                for model in registry.models
+            )
+            if models != registry.models:
+                self._commit(replace(registry, models=models), key)
+
+    def reseal(self, sealing_key: bytes) -> None:
+        """Seal everything anew: a new data key under a sealing key; all or nothing.
+
+        Needs as much free disk as the vault holds. Until the last step the old keys open the
+        vault, and from then on the new ones alone.
+
+        Args:
+            sealing_key: 32 bytes; the same as before, or others.
 
         Raises:
             SealedDataError: A model cannot be opened; nothing was changed. Remove it first.
@@ -248,8 +285,8 @@ class Vault:
             try:
                 for model in registry.models:
                     header = new_header(Kind.MODEL, new.version, model.size)
-                    pieces = _PieceSource(self._folder.load_model(model, key))
-                    source = _HashingSource(pieces, model.sha256)
+                    pieces = PieceSource(self._folder.load_model(model, key))
+                    source = HashingSource(pieces, model.sha256)
                     self._folder.write_model(source, header, new.data_key, source.check)
                     moved.append(replace(model, file_id=header.file_id))
             except BlindAIError:
@@ -257,29 +294,34 @@ class Vault:
                 raise
             self._commit(replace(registry, models=tuple(moved)), new)
 
-    def _open(self, sealing_key: bytes) -> tuple[Registry, VaultKey]:
+    def _open(self, sealing_key: bytes, handed: bytes | None) -> tuple[Registry, VaultKey]:
         """Read the registry, or begin one; clear the folder of what it does not name."""
         try:
-            registry, key, found = self._load(sealing_key)
-            check_epoch(registry if found else None, self._counter)
+            registry, key, current = self._load(sealing_key, handed)
+            check_epoch(registry, self._counter)
         except SealedDataError as error:
             msg = f"the sealed models in {self._folder.path} stay shut: {error}"
             raise SealedDataError(msg) from error
-        if self._counter is not None or not found:
+        registry = registry or Registry()
+        if self._counter is not None or not current:
             self._replace(self._prepare(registry, key))
         self._unsettled = False
         self._folder.clear(keep=[model.file_id for model in registry.models])
         return registry, key
 
-    def _load(self, sealing_key: bytes) -> tuple[Registry, VaultKey, bool]:
-        """Return the registry, its key, and whether it was there."""
+    def _load(
+        self, sealing_key: bytes, handed: bytes | None
+    ) -> tuple[Registry | None, VaultKey, bool]:
+        """Return the registry, if there is one, its key, and whether it is under that key now."""
         file = load_registry(self._folder.path)
+        if file is not None and handed is not None and not is_sealed_under(file, sealing_key):
+            return (*unseal_handed_over(file, handed, sealing_key), False)
         if file is not None:
             return (*unseal_registry(file, sealing_key), True)
         if self._folder.has_models():
             msg = f"there are models, but {REGISTRY} is missing"
             raise SealedDataError(msg)
-        return Registry(), VaultKey(sealing_key, os.urandom(KEY_SIZE), 1), False
+        return None, VaultKey(sealing_key, os.urandom(KEY_SIZE), 1), False
 
     def _commit(self, registry: Registry, key: VaultKey) -> None:
         """Make this what the vault holds, and remove the files that it names no more."""
@@ -311,82 +353,45 @@ class Vault:
             self._counter.advance()
 
 
-def reseal(
+def take_over(
     folder: Path,
     *,
-    old_key: bytes,
-    new_key: bytes,
+    data_key: bytes,
+    sealing_key: bytes,
     counter: RollbackCounter | None = None,
     disk: Disk | None = None,
-) -> None:
-    """Move a vault from one sealing key to another; does nothing if it was moved already.
+) -> BlindAIError | None:
+    """Make a vault that other code handed over one of this code alone.
 
-    To be run by the code before an upgrade: nobody else has its key.
+    First its registry is put under this code's key, then everything is sealed anew, so that
+    the data key which was handed over opens nothing any more. To be run again after a power
+    cut at any moment.
 
     Args:
         folder: Of the vault, which no server uses meanwhile.
-        old_key: 32 bytes that this code gets.
-        new_key: 32 bytes that the next code gets.
+        data_key: 32 bytes, from the code before.
+        sealing_key: 32 bytes that this code gets.
         counter: Of the vault, where it has one.
         disk: Writes.
 
+    Returns:
+        Why not everything could be sealed anew (a damaged model, a full disk): the vault is
+        this code's, and what was handed over still opens it, too. `None`: it does not.
+
     Raises:
-        SealedDataError: It cannot be opened with the old key; nothing was changed.
-        Overloaded: The disk has no room for it; nothing was changed.
+        SealedDataError: It can be opened neither with the data key nor with the sealing key;
+            nothing was changed.
+        Overloaded: The disk has no room for a registry; nothing was changed.
         ConfigurationError: The folder or a key cannot be used.
     """
-    sealing_key_id(new_key)
-    try:
-        vault = Vault(folder, old_key, counter=counter, disk=disk)
-    except SealedDataError:
-        file = load_registry(folder)
-        if file is None or not is_sealed_under(file, new_key):
-            raise
-        Vault(folder, new_key, counter=counter, disk=disk).close()
-        return
-    with vault:
-        vault.reseal(new_key)
-
-
-class _HashingSource:
-    """Reads on from a source, and knows what SHA-256 came of it."""
-
-    def __init__(self, source: Source, sha256: str) -> None:
-        self._source = source
-        self._expected = sha256
-        self._digest = hashlib.sha256()
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill at most the buffer; return how many bytes came."""
-        came = self._source.readinto(buffer) or 0
-        self._digest.update(buffer[:came])
-        return came
-
-    def check(self) -> None:
-        """Refuse what was not the file that it was said to be."""
-        if (came := self._digest.hexdigest()) != self._expected:
-            msg = f"expected a model with SHA-256 {self._expected}, came {came}"
-            raise InvalidInput(msg)
-
-
-class _PieceSource:
-    """Reads from pieces of which each is gone when the next one comes."""
-
-    def __init__(self, pieces: Iterator[memoryview]) -> None:
-        self._pieces = pieces
-        self._left = memoryview(b"")
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill at most the buffer; return how many bytes came."""
-        while not self._left:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._left = piece
-        came = min(len(buffer), len(self._left))
-        buffer[:came] = self._left[:came]
-        self._left = self._left[came:]
-        return came
+    with Vault(folder, sealing_key, counter=counter, handed=data_key, disk=disk) as vault:
+        if not hmac.compare_digest(vault.data_key, data_key):
+            return None
+        try:
+            vault.reseal(sealing_key)
+        except (SealedDataError, Overloaded) as error:
+            return error
+        return None
 
 
 def _find(registry: Registry, sha256: str) -> SealedModel:

@@ -7,7 +7,6 @@ with its name, before `write_model` returns; the registry is replaced by a renam
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import os
 import re
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from blindai.errors import BlindAIError, ConfigurationError, SealedDataError
+from blindai.inference.disk import claim_folder
 from blindai.inference.registry import MAX_FILE_BYTES
 from blindai.inference.sealed_file import (
     HEADER_SIZE,
@@ -56,7 +56,7 @@ class VaultFolder:
     def __init__(self, path: Path, disk: Disk) -> None:
         self.path = path
         self._disk = disk
-        self._claim = _claim(path)
+        self._claim = claim_folder(path, "sealed models")
 
     def close(self) -> None:
         """Release the folder."""
@@ -197,23 +197,6 @@ def load_registry(folder: Path) -> bytes | None:
     except OSError as error:
         msg = f"{REGISTRY} cannot be read: {error.strerror}"
         raise SealedDataError(msg) from error
-
-
-def _claim(path: Path) -> int:
-    """Make the folder ours alone; return the descriptor that holds the claim."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        claim = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        msg = f"expected a folder for sealed models at {path}: {error.strerror}"
-        raise ConfigurationError(msg) from error
-    try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(claim)
-        msg = f"expected a folder of its own at {path}: another server uses it"
-        raise ConfigurationError(msg) from error
-    return claim
 
 
 @contextmanager

@@ -91,7 +91,10 @@ def attested_app(
         b"/v2/repository/models/{name}/unload": {"POST": repository.unload},
         b"/blindai/v1/models/{name}/stream": {"POST": streams.stream},
         b"/blindai/v1/models": {"GET": models.all},
-        b"/blindai/v1/handover": {"PUT": models.hand_over},
+        b"/blindai/v1/handover": {
+            "PUT": models.hand_over,
+            "DELETE": models.withdraw_handover,
+        },
         b"/blindai/v1/models/{name}": {"PUT": models.put, "DELETE": models.delete},
         **unsupported_routes(),
     }
@@ -260,6 +263,12 @@ class Models:
             await self._service.hand_over(measurements)
         except ConfigurationError as error:
             raise InvalidInput(str(error)) from error
+        return Response(204)
+
+    async def withdraw_handover(self, request: Request) -> Response:
+        """Seal the models anew, so that no other code can open them any more."""
+        self._access.check(Scope.MANAGE, request.bearer_token)
+        await self._service.withdraw_handover()
         return Response(204)
 
     async def delete(self, request: Request) -> Response:

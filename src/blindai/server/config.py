@@ -106,6 +106,8 @@ class ServerConfig:
         models: A folder whose `*.onnx` are served from the start.
         sealed: A folder where uploaded models are kept, sealed, over restarts; `None`: they live
             in memory only.
+        prune_after: Models that nobody ran for so long are deleted, except those that are
+            served from the start; `None`: none is.
         gpus: Show evidence of the machine's NVIDIA GPUs beside its own.
         take_over: Open sealed models with the key that the code before left for this one, where
             this code's own does not open them. Clients see it: whoever controls the machine
@@ -133,6 +135,7 @@ class ServerConfig:
     models: Path | None = None
     sealed: Path | None = None
     take_over: bool = False
+    prune_after: timedelta | None = None
     gpus: bool = False
     store: Path | None = None
     key_lifetime: timedelta = timedelta(days=7)
@@ -161,9 +164,18 @@ class ServerConfig:
         if self.max_batch < 1:
             msg = f"max_batch: expected 1 or more, came {self.max_batch}"
             raise ConfigurationError(msg)
+        if self.prune_after is not None and self.prune_after < timedelta(days=1):
+            msg = f"prune_after: expected a day or more, came {self.prune_after}"
+            raise ConfigurationError(msg)
         if self.key_lifetime < timedelta(seconds=2):
             msg = f"key_lifetime: expected 2 seconds or more, came {self.key_lifetime}"
             raise ConfigurationError(msg)
+
+    @property
+    def spared(self) -> frozenset[str]:
+        """Names of the models that are served from the start."""
+        files = () if self.models is None else self.models.glob("*.onnx")
+        return frozenset(file.stem for file in files)
 
     @property
     def concurrency(self) -> int:

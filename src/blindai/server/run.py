@@ -26,7 +26,7 @@ import uvloop
 from blindai.attestation.model import Platform
 from blindai.attesters.nvidia_gpu import NvidiaAttester
 from blindai.channel.tls import server_context
-from blindai.errors import ConfigurationError
+from blindai.errors import BlindAIError, ConfigurationError
 from blindai.inference.engine import LoadOptions
 from blindai.inference.engines import load_engine
 from blindai.inference.store import ModelStore
@@ -43,9 +43,9 @@ from blindai.server.service import Service, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import timedelta
 
     from blindai.attesters import Attester
-    from blindai.errors import BlindAIError
     from blindai.inference.sandbox import Sandbox
     from blindai.server.auth import Access
     from blindai.server.config import ServerConfig
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
 # Containers often have 64 MiB there, which is no room for models.
 _ENOUGH_MEMORY: Final = 1 << 30
+_HOUR: Final = 3600.0
 _STOP_SECONDS: Final = 2.0
 
 
@@ -181,12 +182,14 @@ class _Server:
 
     async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
         """Serve from the first key to the last answer."""
-        renewing: asyncio.Task[None] | None = None
+        always: list[asyncio.Task[None]] = []
         try:
             await self._take_identity()
             failed = await self._load_models()
             self._service.state = State.READY
-            renewing = asyncio.create_task(self._renew())
+            always.append(asyncio.create_task(self._renew()))
+            if self._config.prune_after is not None:
+                always.append(asyncio.create_task(self._prune(self._config.prune_after)))
             log_event(
                 "ready",
                 platform=self._config.platform,
@@ -207,10 +210,10 @@ class _Server:
                     else self._service.sealed.caveats,
                 )
             )
-            await _first(asyncio.create_task(stop.wait()), renewing)
+            await _first(asyncio.create_task(stop.wait()), *always)
         finally:
-            if renewing is not None:
-                renewing.cancel()
+            for task in always:
+                task.cancel()
             await self._shut_down()
 
     async def _take_identity(self) -> None:
@@ -245,6 +248,18 @@ class _Server:
                 connection.shutdown()
             old = self._connections()
             await self._take_identity()
+
+    async def _prune(self, unused_for: timedelta) -> None:
+        """Delete, hour by hour, what nobody runs any more."""
+        while True:
+            try:
+                gone = await asyncio.to_thread(self._service.prune, unused_for, self._config.spared)
+            except BlindAIError as error:
+                log_event("pruning_failed", level="error", error=type(error).__name__)
+            else:
+                for sha256 in gone:
+                    log_event("model_pruned", sha256=sha256)
+            await asyncio.sleep(_HOUR)
 
     def _connections(self) -> list[BoundedProtocol | Connection]:
         """Return those that hold the present keys, or older ones."""

@@ -9,36 +9,37 @@ is touched, and the reason is told at the start and to who uploads.
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from blindai.attestation.model import Platform
-from blindai.attesters.base import Succeeded
-from blindai.attesters.kernel_files import read_bounded
 from blindai.errors import (
     BlindAIError,
     ConfigurationError,
     ModelConflict,
     ModelNotFound,
+    Overloaded,
     SealedDataError,
 )
 from blindai.inference.at_rest import keep_model, restore_model, restore_models
-from blindai.inference.disk import write_whole
 from blindai.inference.sealing_key import FileSealingKey
-from blindai.inference.vault import Vault, reseal
+from blindai.inference.vault import Vault
 from blindai.server.events import log_event
+from blindai.server.handover import Handover
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from blindai.attesters.base import Attester, Counter
+    from blindai.attesters.base import Attester
+    from blindai.inference.disk import Disk
     from blindai.inference.records import LoadedModel, ModelRecord
     from blindai.inference.registry import SealedModel
     from blindai.inference.store import ModelStore
 
+DAY: Final = 86_400
 IN_MEMORY_ONLY = "models live in memory only: they have to be uploaded again after a restart"
-
-_MAX_BLOB: Final = 8192
 
 
 class SealedModels:
@@ -49,31 +50,41 @@ class SealedModels:
         attester: Gives the sealing key, and the rollback counter where there is one.
         store: Has the models that run.
         take_over: Whether the key that the code before left may be used.
+        disk: Writes.
 
     Raises:
         ConfigurationError: The platform gives no sealing key, or the folder cannot be used.
     """
 
     def __init__(
-        self, folder: Path, attester: Attester, store: ModelStore, *, take_over: bool = False
+        self,
+        folder: Path,
+        attester: Attester,
+        store: ModelStore,
+        *,
+        take_over: bool = False,
+        disk: Disk | None = None,
     ) -> None:
         self._store = store
-        self._handover = Handover(folder, attester)
+        # What has a name in the store, and in the vault, changes in both or in neither.
+        self._changing = threading.Lock()
+        self._handover = Handover(folder, attester, disk)
+        self._caveats: tuple[str, ...] = ()
         self._vault: Vault | None = None
-        self._why_shut: SealedDataError | None = None
+        self._why_shut: BlindAIError | None = None
         self._key = _sealing_key(folder, attester)
         counter = attester.rollback_counter()
         try:
             if take_over:
-                self._handover.take(self._key, counter)
-            self._vault = Vault(folder, self._key, counter=counter)
-        except SealedDataError as error:
+                self._caveats = self._handover.take(self._key, counter)
+            self._vault = Vault(folder, self._key, counter=counter, disk=disk)
+        except (SealedDataError, Overloaded) as error:
             self._why_shut = error
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """What is not protected against, to be said at the start."""
-        return () if self._vault is None else self._vault.caveats
+        return () if self._vault is None else (*self._caveats, *self._vault.caveats)
 
     def close(self) -> None:
         """Release the folder."""
@@ -91,38 +102,90 @@ class SealedModels:
         """Seal a model that was just given a name; take the name back where that fails.
 
         Raises:
-            ModelConflict: The same file is sealed in another form.
+            ModelConflict: The same file is sealed in another form, or the name was taken away
+                in this moment.
             SealedDataError: The vault is shut, or the disk fails.
             Overloaded: The disk has no room.
             LimitExceeded: The vault has no room.
         """
-        try:
-            vault = self._open()
-            _check_form(vault, entry.record)
-            keep_model(vault, entry, entry.record.options.dump())
-        except BaseException:
-            self._put_back(name)
-            raise
+        with self._changing:
+            entry = self._still(name, entry)
+            try:
+                vault = self._open()
+                _check_form(vault, entry.record)
+                keep_model(vault, entry, entry.record.options.dump(), used=today())
+            except BaseException:
+                self._put_back(name)
+                raise
 
-    def forget(self, name: str) -> None:
-        """Take a name away from what is sealed; does nothing to models that were never.
+    def delete(self, name: str) -> None:
+        """Take a name away from the store, and from what is sealed.
+
+        Raises:
+            ModelNotFound: Neither has a model of this name.
+            SealedDataError: The vault is shut, or the disk fails.
+            Overloaded: The disk has no room for the new list.
+        """
+        with self._changing:
+            # First what is to last: a name that is gone from memory alone would come back.
+            try:
+                self._open().remove(name)
+            except ModelNotFound:
+                self._store.delete(name)
+            else:
+                # One that is damaged was never loaded.
+                with contextlib.suppress(ModelNotFound):
+                    self._store.delete(name)
+
+    def last_use(self, sha256: str) -> int | None:
+        """Return the day on which a model was last used, as far as it was written down.
+
+        Args:
+            sha256: Of the model.
+
+        Returns:
+            In days since 1970-01-01 (UTC); `None`: it is not sealed.
+        """
+        models = () if self._vault is None else self._vault.models()
+        return next((model.used for model in models if model.sha256 == sha256), None)
+
+    def note_use(self, days: Mapping[str, int]) -> None:
+        """Write down, for after a restart, when models were last used; see `Vault.note_use`.
 
         Raises:
             SealedDataError: The vault is shut, or the disk fails.
             Overloaded: The disk has no room for the new list.
         """
-        with contextlib.suppress(ModelNotFound):
-            self._open().remove(name)
+        self._open().note_use(days)
 
     def hand_over(self, measurements: Mapping[str, bytes]) -> None:
         """Let the code with these measurements open what is sealed; this code still can.
 
         Raises:
             ConfigurationError: The platform cannot, or has no such measurements.
-            SealedDataError: The vault is shut.
+            SealedDataError: The vault is shut, or the disk fails.
         """
-        self._open()
-        self._handover.leave(self._key, measurements)
+        self._handover.leave(self._open().data_key, measurements)
+
+    def withdraw(self) -> None:
+        """Seal everything anew, so that what was handed over opens it no more.
+
+        Raises:
+            SealedDataError: The vault is shut, a model is damaged, or the disk fails.
+            Overloaded: The disk has no room: it takes the vault's size once more.
+        """
+        self._open().reseal(self._key)
+        self._handover.discard()
+        log_event("handover_withdrawn", level="warning")
+
+    def _still(self, name: str, entry: LoadedModel) -> LoadedModel:
+        """Return a model as it is now, if it still has the name."""
+        with contextlib.suppress(ModelNotFound):
+            now = self._store.get(name)
+            if now.record.key == entry.record.key:
+                return now
+        msg = f"{name!r} was deleted, or given to another model, before this one was sealed"
+        raise ModelConflict(msg)
 
     def _open(self) -> Vault:
         if self._vault is None:
@@ -149,51 +212,9 @@ def _without_names(model: SealedModel, error: BlindAIError) -> BlindAIError:
     return type(error)(str(error).replace(model.title, _digest(model)))
 
 
-class Handover:
-    """What one version of the code leaves for the next, in a file beside the vault.
-
-    Args:
-        folder: Of the vault.
-        attester: Seals it to what the next code will be measured as.
-    """
-
-    def __init__(self, folder: Path, attester: Attester) -> None:
-        self._folder = folder
-        self._path = folder.with_name(f"{folder.name}.handover")
-        self._attester = getattr(attester, "wrapped", attester)
-
-    def leave(self, key: bytes, measurements: Mapping[str, bytes]) -> None:
-        """Write the sealing key, sealed for the code with these measurements."""
-        blob = self._able().seal_for_successor(key, measurements)
-        write_whole(self._path, blob)
-        log_event("models_handed_over", level="warning")
-
-    def take(self, key: bytes, counter: Counter | None) -> None:
-        """Seal the vault anew under `key`, if the code before left its own; else do nothing.
-
-        Raises:
-            SealedDataError: What it left is not for this code, or does not open the vault.
-        """
-        try:
-            blob = read_bounded(self._path, at_most=_MAX_BLOB)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            msg = f"{self._path}: {error.strerror}"
-            raise SealedDataError(msg) from error
-        old = self._able().open_from_predecessor(blob)
-        reseal(self._folder, old_key=old, new_key=key, counter=counter)
-        self._path.unlink()
-        log_event("models_taken_over", level="warning")
-
-    def _able(self) -> Succeeded:
-        if not isinstance(self._attester, Succeeded):
-            msg = (
-                f"platform {self._attester.platform} has no way to leave sealed models to other "
-                "code: upload them again after the upgrade"
-            )
-            raise ConfigurationError(msg)
-        return self._attester
+def today() -> int:
+    """Return the number of days since 1970-01-01 (UTC), by the machine's clock."""
+    return int(time.time()) // DAY
 
 
 def _sealing_key(folder: Path, attester: Attester) -> bytes:

@@ -28,10 +28,13 @@ from blindai.errors import (
 from blindai.inference.options import ModelOptions
 from blindai.inference.scheduler import Scheduler
 from blindai.server.events import log_event
+from blindai.server.pruning import prune
 from blindai.server.stepping import Stepping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+    from datetime import timedelta
 
     from blindai.inference.engine import RunHandle
     from blindai.inference.sequences import Step
@@ -298,6 +301,20 @@ class Service:
         await asyncio.to_thread(self._delete, name)
         log_event("model_deleted", models=len(self.records()))
 
+    def prune(self, unused_for: timedelta, spared: AbstractSet[str]) -> list[str]:
+        """Delete models that nobody used for long; see `blindai.server.pruning`. Slow."""
+        last_runs = {
+            each.sha256: each.last_inference / 1000 for each in self.scheduler.statistics()
+        }
+        return prune(
+            self.store,
+            self.sealed,
+            last_run=lambda entry: last_runs.get(entry.record.key, 0.0),
+            unused_for=unused_for,
+            spared=spared,
+            now=time.time(),
+        )
+
     async def hand_over(self, measurements: Mapping[str, bytes]) -> None:
         """Let other code open the sealed models; see `SealedModels.hand_over`.
 
@@ -306,16 +323,29 @@ class Service:
             ConfigurationError: The platform cannot.
             SealedDataError: The sealed models are shut.
         """
+        await asyncio.to_thread(self._sealed().hand_over, measurements)
+
+    async def withdraw_handover(self) -> None:
+        """Let no other code open the sealed models any more; see `SealedModels.withdraw`.
+
+        Raises:
+            InvalidInput: Nothing is sealed here.
+            SealedDataError: The sealed models are shut, or one of them is damaged.
+            Overloaded: The disk has no room to seal them anew.
+        """
+        await asyncio.to_thread(self._sealed().withdraw)
+
+    def _sealed(self) -> SealedModels:
         if self.sealed is None:
             msg = "this server seals no models: there is nothing to hand over"
             raise InvalidInput(msg)
-        await asyncio.to_thread(self.sealed.hand_over, measurements)
+        return self.sealed
 
     def _delete(self, name: str) -> None:
-        # First what is to last: a name that is gone from memory alone would come back.
-        if self.sealed is not None:
-            self.sealed.forget(name)
-        self.store.delete(name)
+        if self.sealed is None:
+            self.store.delete(name)
+        else:
+            self.sealed.delete(name)
 
     def stop_runs(self) -> None:
         """Make all runs end soon, with an error."""
