@@ -87,7 +87,8 @@ class Handover:
         log_event("models_taken_over", level="warning")
         if failure is not None:
             # It is left where it is: the next start tries again. Models' names are not for a log.
-            why = "the disk is full" if isinstance(failure, Overloaded) else "one of them is damaged"
+            full = isinstance(failure, Overloaded)
+            why = "the disk is full" if full else "one of them is damaged"
             return (f"the code before this one can still open the sealed models: {why}",)
         self.discard()
         return ()
