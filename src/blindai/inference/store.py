@@ -112,6 +112,11 @@ class ModelStore:
         self._load_lock = threading.Lock()
         self._folder_lock = _claim(folder)
 
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self._folder
+
     def close(self) -> None:
         """Let go of all models, remove their files and release the folder."""
         with self._lock:

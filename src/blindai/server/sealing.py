@@ -26,6 +26,7 @@ from blindai.inference.at_rest import keep_model, restore_model, restore_models
 from blindai.inference.disk import write_whole
 from blindai.inference.sealing_key import FileSealingKey
 from blindai.inference.vault import Vault, reseal
+from blindai.server.access.principal import OPERATOR
 from blindai.server.events import log_event
 
 if TYPE_CHECKING:
@@ -48,20 +49,27 @@ class SealedModels:
         attester: Gives the sealing key, and the rollback counter where there is one.
         store: Has the models that run.
         take_over: Whether the key that the code before left may be used.
+        counted: Whether the machine's rollback counter is for this vault: it serves one.
 
     Raises:
         ConfigurationError: The platform gives no sealing key, or the folder cannot be used.
     """
 
     def __init__(
-        self, folder: Path, attester: Attester, store: ModelStore, *, take_over: bool = False
+        self,
+        folder: Path,
+        attester: Attester,
+        store: ModelStore,
+        *,
+        take_over: bool = False,
+        counted: bool = True,
     ) -> None:
         self._store = store
         self._handover = Handover(folder, attester)
         self._vault: Vault | None = None
         self._why_shut: SealedDataError | None = None
         self._key = _sealing_key(folder, attester)
-        counter = attester.rollback_counter()
+        counter = attester.rollback_counter() if counted else None
         try:
             if take_over:
                 self._handover.take(self._key, counter)
@@ -137,6 +145,15 @@ class SealedModels:
             if name in model.names:
                 with contextlib.suppress(BlindAIError):
                     restore_model(self._open(), self._store, model, [name])
+
+
+def sealed_folder(folder: Path, tenant: str) -> Path:
+    """Return where a tenant's models are sealed: beside the operator's, each in a vault."""
+    if tenant == OPERATOR:
+        return folder
+    tenants = folder.with_name(f"{folder.name}-tenants")
+    tenants.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return tenants / tenant
 
 
 class Handover:

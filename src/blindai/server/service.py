@@ -28,6 +28,7 @@ from blindai.errors import (
 from blindai.inference.options import ModelOptions
 from blindai.inference.scheduler import Scheduler
 from blindai.server.events import log_event
+from blindai.server.shelves import Shelf, Shelves
 from blindai.server.stepping import Stepping
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from blindai.inference.sequences import Step
     from blindai.inference.store import LoadedModel, ModelRecord, ModelStore, Upload
     from blindai.inference.tensors import Tensor
+    from blindai.server.auth import Principal
     from blindai.server.config import ServerConfig
-    from blindai.server.sealing import SealedModels
     from blindai.server.stepping import Caller
 
 # Of chunks between the network and the disk: at most 512 KiB each, as the protocol holds them.
@@ -92,19 +93,25 @@ class Service:
     """Models, and threads to run them on. Its coroutines are for one event loop.
 
     Args:
-        store: Holds the models.
-        config: How many runs, how many waiting.
+        store: Holds the operator's models.
+        config: How many runs, how many waiting, and which models are public.
+        tenants: Hold the models of tenants, by their names.
 
     Attributes:
-        sealed: Keeps models over restarts; `None`: nothing does. Set by whoever runs the server.
         state: Set by whoever runs the server.
+        shelves: Whose models are where.
         scheduler: Runs the models; its statistics are for metrics.
         stepping: Keeps state between the steps of sequences.
     """
 
-    def __init__(self, store: ModelStore, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        store: ModelStore,
+        config: ServerConfig,
+        tenants: Mapping[str, ModelStore] | None = None,
+    ) -> None:
         self.store = store
-        self.sealed: SealedModels | None = None
+        self.shelves = Shelves(store, config.access, tenants or {})
         self.state = State.STARTING
         self._limits = config.limits
         self._max_batch = config.max_batch
@@ -112,7 +119,7 @@ class Service:
             workers=config.concurrency,
             max_queue=config.limits.max_queue,
             options_for=lambda record: record.options.scheduling(config.max_batch),
-            load_again=store.load_again,
+            load_again=self.shelves.load_again,
         )
         self.stepping = Stepping(config.limits)
         self._decodes = ThreadPoolExecutor(config.concurrency, "blindai-decode")
@@ -126,17 +133,21 @@ class Service:
         """Runs that are under way or wait for a thread."""
         return len(self._running)
 
-    def get(self, key: str) -> LoadedModel:
+    def get(self, key: str, who: Principal) -> LoadedModel:
         """Return a model by its name or SHA-256.
 
-        Raises:
-            ModelNotFound: No such model.
-        """
-        return self.store.get(key)
+        Args:
+            key: Of one of their tenant's models, or of one that is public.
+            who: Asks.
 
-    def records(self) -> list[ModelRecord]:
-        """Return what is known of all models."""
-        return self.store.records()
+        Raises:
+            ModelNotFound: No such model, for them.
+        """
+        return self.shelves.get(key, who)
+
+    def entries(self, who: Principal) -> list[tuple[str, LoadedModel]]:
+        """Return the models that somebody can see, one entry for each name, in their order."""
+        return self.shelves.entries(who)
 
     async def infer(
         self,
@@ -144,6 +155,7 @@ class Service:
         decode: Callable[[], CallT],
         encode: Callable[[CallT, ModelRecord, list[Tensor]], AnswerT],
         *,
+        who: Principal,
         work: int,
         handle: RunHandle,
         caller: Callable[[], Caller],
@@ -154,6 +166,7 @@ class Service:
             key: The model's name or SHA-256.
             decode: Makes the call of a request; runs on a thread if that is much work.
             encode: Makes the answer of a call and its outputs; runs on the run's thread.
+            who: Asks.
             work: Bytes of the request that decoding has to look at one by one.
             handle: Stops the run from outside. Of this run alone.
             caller: Says who asks; called for a step of a sequence only.
@@ -162,10 +175,25 @@ class Service:
             ModelNotFound: No such model.
             InvalidInput: Inputs that do not fit, or no such sequence.
             Overloaded: Too many runs wait, or there is no memory for this one.
+            RateLimited: Too many of their tenant's.
             DeadlineExceeded: The caller's time, or the server's own, is over.
             InferenceError: The run was stopped, or failed.
         """
-        model = self.get(key)
+        model = self.get(key, who)
+        if who.account is None:
+            return await self._infer(model, decode, encode, work, handle, caller)
+        with who.account.run():
+            return await self._infer(model, decode, encode, work, handle, caller)
+
+    async def _infer(
+        self,
+        model: LoadedModel,
+        decode: Callable[[], CallT],
+        encode: Callable[[CallT, ModelRecord, list[Tensor]], AnswerT],
+        work: int,
+        handle: RunHandle,
+        caller: Callable[[], Caller],
+    ) -> AnswerT:
         if len(self._running) >= self._capacity:
             msg = f"{len(self._running)} requests run or wait, which is the limit"
             raise Overloaded(msg)
@@ -217,6 +245,7 @@ class Service:
         name: str,
         chunks: AsyncIterator[bytes],
         *,
+        who: Principal,
         size: int | None,
         sha256: str | None,
         replace: bool,
@@ -227,6 +256,7 @@ class Service:
         Args:
             name: That it shall have.
             chunks: Its bytes. If it raises, nothing is kept.
+            who: Asks; the model is their tenant's.
             size: In bytes, where it is known.
             sha256: In hexadecimal, where it is known.
             replace: Take the name from a model with other weights.
@@ -238,6 +268,22 @@ class Service:
         Raises:
             InferenceError: One of its subclasses; see `blindai.inference.upload`.
         """
+        with who.account.upload() if who.account is not None else contextlib.nullcontext():
+            return await self._upload(
+                name, chunks, who, size=size, sha256=sha256, replace=replace, options=options
+            )
+
+    async def _upload(
+        self,
+        name: str,
+        chunks: AsyncIterator[bytes],
+        who: Principal,
+        *,
+        size: int | None,
+        sha256: str | None,
+        replace: bool,
+        options: ModelOptions | None,
+    ) -> tuple[ModelRecord, bool]:
         options = options or ModelOptions()
         options.scheduling(self._max_batch)  # refuses what the operator does not allow
         if self._uploading >= self._limits.max_uploads:
@@ -245,8 +291,9 @@ class Service:
             raise Overloaded(msg, retry_after=10.0)
         loop = asyncio.get_running_loop()
         pipe = _Pipe(loop)
-        begin = partial(self.store.begin_upload, name, expected_size=size, options=options)
-        job = partial(self._receive, pipe, begin, sha256=sha256, replace=replace)
+        shelf = self.shelves.of(who)
+        begin = partial(shelf.store.begin_upload, name, expected_size=size, options=options)
+        job = partial(self._receive, pipe, begin, shelf, sha256=sha256, replace=replace)
         self._uploading += 1
         worker = loop.run_in_executor(self._loads, job)
         worker.add_done_callback(self._upload_ended)
@@ -272,6 +319,7 @@ class Service:
         self,
         pipe: _Pipe,
         begin: Callable[[], Upload],
+        shelf: Shelf,
         *,
         sha256: str | None,
         replace: bool,
@@ -279,24 +327,29 @@ class Service:
         with begin() as upload:
             for chunk in pipe:
                 upload.write(chunk)
-            before = next((r.key for r in self.records() if upload.name in r.names), None)
+            before = next((r.key for r in shelf.store.records() if upload.name in r.names), None)
             record = upload.commit(expected_sha256=sha256, replace=replace)
-            if self.sealed is not None:
-                self.sealed.keep(upload.name, self.store.get(record.key))
+            if shelf.sealed is not None:
+                shelf.sealed.keep(upload.name, shelf.store.get(record.key))
             # Unless it was deleted at once.
             with contextlib.suppress(ModelNotFound):
-                self.scheduler.prepare(self.store.get(record.key))
+                self.scheduler.prepare(shelf.store.get(record.key))
         log_event("model_loaded", sha256=record.sha256, size=record.size)
         return record, before != record.key
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, who: Principal) -> None:
         """Take a name away, and with its last name the model.
 
+        Args:
+            name: Of one of their tenant's models.
+            who: Asks.
+
         Raises:
-            ModelNotFound: No model has this name.
+            ModelNotFound: No model of theirs has this name.
         """
-        await asyncio.to_thread(self._delete, name)
-        log_event("model_deleted", models=len(self.records()))
+        shelf = self.shelves.of(who)
+        await asyncio.to_thread(self._delete, name, shelf)
+        log_event("model_deleted", models=len(shelf.store.records()))
 
     async def hand_over(self, measurements: Mapping[str, bytes]) -> None:
         """Let other code open the sealed models; see `SealedModels.hand_over`.
@@ -306,16 +359,18 @@ class Service:
             ConfigurationError: The platform cannot.
             SealedDataError: The sealed models are shut.
         """
-        if self.sealed is None:
+        sealed = [shelf.sealed for shelf in self.shelves if shelf.sealed is not None]
+        if not sealed:
             msg = "this server seals no models: there is nothing to hand over"
             raise InvalidInput(msg)
-        await asyncio.to_thread(self.sealed.hand_over, measurements)
+        for each in sealed:
+            await asyncio.to_thread(each.hand_over, measurements)
 
-    def _delete(self, name: str) -> None:
+    def _delete(self, name: str, shelf: Shelf) -> None:
         # First what is to last: a name that is gone from memory alone would come back.
-        if self.sealed is not None:
-            self.sealed.forget(name)
-        self.store.delete(name)
+        if shelf.sealed is not None:
+            shelf.sealed.forget(name)
+        shelf.store.delete(name)
 
     def stop_runs(self) -> None:
         """Make all runs end soon, with an error."""
@@ -329,9 +384,7 @@ class Service:
         self._decodes.shutdown(cancel_futures=True)
         self.scheduler.close()
         self._loads.shutdown(cancel_futures=True)
-        if self.sealed is not None:
-            self.sealed.close()
-        self.store.close()
+        self.shelves.close()
 
 
 async def _next_unless(
