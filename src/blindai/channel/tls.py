@@ -117,12 +117,23 @@ def server_context(
     return context
 
 
+def check_authorities(ca: bytes, crl: bytes | None = None) -> None:
+    """Refuse what client certificates could not be verified with; see `server_context`.
+
+    Raises:
+        ConfigurationError: It is not what it should be.
+    """
+    _ask_for_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ca, crl)
+
+
 def _ask_for_certificate(context: ssl.SSLContext, ca: bytes, crl: bytes | None) -> None:
     try:
         context.load_verify_locations(cadata=ca.decode("ascii"))
         if crl is not None:
-            context.load_verify_locations(cadata=crl.decode("ascii"))
-    except (ssl.SSLError, ValueError) as error:
+            # OpenSSL reads revocation lists from files only.
+            with _memory_file(crl) as path:
+                context.load_verify_locations(path)
+    except (OSError, ValueError) as error:
         msg = "client_ca, client_crl: expected certificates and revocation lists as PEM"
         raise ConfigurationError(msg) from error
     context.verify_mode = ssl.CERT_OPTIONAL

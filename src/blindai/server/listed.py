@@ -88,15 +88,15 @@ def _fetch(url: str, context: ssl.SSLContext | None) -> Iterator[bytes]:
     )
     try:
         connection.request("GET", target, headers={"User-Agent": "blindai"})
-        response = connection.getresponse()
-        if response.status != _OK:
-            msg = f"{parts.hostname}: expected HTTP 200, came {response.status}"
-            raise ConnectionFailed(msg)
-        while chunk := response.read1(_CHUNK):
-            if time.monotonic() > ends:
-                msg = f"{parts.hostname}: expected a model within {_MAX_SECONDS:g} seconds"
+        with connection.getresponse() as response:
+            if response.status != _OK:
+                msg = f"{parts.hostname}: expected HTTP 200, came {response.status}"
                 raise ConnectionFailed(msg)
-            yield chunk
+            while chunk := response.read1(_CHUNK):
+                if time.monotonic() > ends:
+                    msg = f"{parts.hostname}: expected a model within {_MAX_SECONDS:g} seconds"
+                    raise ConnectionFailed(msg)
+                yield chunk
     except (OSError, http.client.HTTPException, ValueError) as error:
         msg = f"{parts.hostname}: no model ({type(error).__name__})"
         raise ConnectionFailed(msg) from error

@@ -213,6 +213,9 @@ class KeySet:
         while not self._ended.is_set():
             wait = _REFRESH_SECONDS if self.refresh() else _RETRY_SECONDS
             # Tokens with invented kids must not make us ask again and again.
-            self._ended.wait(_RETRY_SECONDS)
+            if self._ended.wait(_RETRY_SECONDS):
+                return
             self._wanted.clear()
-            self._wanted.wait(wait - _RETRY_SECONDS)
+            # Looked at after that, so that whoever ends this is not waited out.
+            if not self._ended.is_set():
+                self._wanted.wait(wait - _RETRY_SECONDS)
