@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from blindai.cli import demo, doctor, evidence, measure, models, policy, receipt, serve, verify
+from blindai.cli import (
+    config,
+    demo,
+    doctor,
+    evidence,
+    keys,
+    measure,
+    models,
+    policy,
+    receipt,
+    serve,
+    verify,
+)
 from blindai.confinement.environment import start_again
 from blindai.errors import (
     AccessDenied,
@@ -52,6 +64,8 @@ def cli() -> None:
 
 for _command in (
     serve.serve,
+    config.config,
+    keys.keys,
     verify.verify,
     evidence.evidence,
     policy.policy,

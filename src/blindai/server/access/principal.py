@@ -68,6 +68,9 @@ class Principal:
             raise NotPermitted(msg)
 
 
+NOBODY: Final = Principal("anonymous", "", frozenset())
+
+
 class Presented(Protocol):
     """What a request shows of who sent it; looked at only as far as needed."""
 

@@ -59,9 +59,8 @@ class Issuer:
         audience: What their tokens have to be for ("aud").
         keys: Public keys, as a JWKS or as PEM; `None`: from `jwks_url`.
         jwks_url: Where their keys are fetched from, by https.
-        tenant_claim: The claim that names the tenant; a token without it is of `tenant`.
-        tenant: Of tokens that name none; `OPERATOR` is the operator's own namespace, and then
-            it is the tokens of this issuer alone that may not name another.
+        tenant_claim: The claim that names the tenant, where `tenant` is `None`.
+        tenant: Of all its tokens; `OPERATOR`: they use the operator's models.
         scopes: The most that its tokens can give.
         leeway: Seconds that its clock and ours may differ.
         max_lifetime: Seconds from now to the end of a token, at most.
