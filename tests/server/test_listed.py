@@ -64,7 +64,10 @@ def host():
 
 
 def test_from_a_file(tmp_path, store):
-    """A file is served under its name, with or without a SHA-256, if that is right."""
+    """A file is served under its name, with or without a SHA-256, if that is right.
+
+    What was not loaded is told by its setting, and not by its name, which is for no log.
+    """
     path = tmp_path / "m.onnx"
     path.write_bytes(MODEL)
     models = [
@@ -74,7 +77,7 @@ def test_from_a_file(tmp_path, store):
         ModelToLoad(name="d", path=path),
     ]
     failed = {str(name): type(error) for name, error in load_listed(models, store)}
-    assert failed == {"b": InvalidInput, "c": InvalidModel}
+    assert failed == {"load.1": InvalidInput, "load.2": InvalidModel}
     assert store.get("a").record.names == ("a", "d")
 
 

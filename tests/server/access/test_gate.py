@@ -10,7 +10,7 @@ from blindai.server.access.accounts import Account
 from blindai.server.access.gate import Access, generate_token
 from blindai.server.access.keys import create_key
 from blindai.server.access.lockout import Lockout
-from blindai.server.access.principal import Scope
+from blindai.server.access.principal import OPERATOR, Scope
 from blindai.server.access.rules import AccessRules, Issuer, Quota
 from tests.server.access.shown import Clock, Shown
 from tests.server.access.test_tokens import CLAIMS, NOW, PEM, sign
@@ -38,12 +38,13 @@ def gate(made, **changes):
 @pytest.mark.parametrize("granted", Scope)
 def test_a_key_opens_what_it_was_given(tmp_path, granted):
     """Each scope opens itself; all others but running, as anybody may, are refused."""
-    made, token = rules(tmp_path, granted)
+    tenant = OPERATOR if granted is Scope.ADMIN else "acme"
+    made, token = rules(tmp_path, granted, tenant=tenant)
     access = gate(made)
     for scope in Scope:
         if scope is granted:
             found = access.admit(scope, Shown(token))
-            assert (found.kind, found.tenant) == ("key", "acme")
+            assert (found.kind, found.tenant) == ("key", tenant)
         elif scope is Scope.RUN:
             assert access.admit(scope, Shown(token)).is_anonymous
         else:
@@ -51,7 +52,16 @@ def test_a_key_opens_what_it_was_given(tmp_path, granted):
                 access.admit(scope, Shown(token))
 
 
-@pytest.mark.parametrize("scope", set(Scope) - {Scope.RUN})
+def test_a_tenant_is_never_admin(tmp_path):
+    """What is about all tenants' models is the operator's, whatever a tenant's proof says."""
+    made, token = rules(tmp_path, *Scope)
+    access = gate(made)
+    assert access.admit(Scope.DELETE, Shown(token)).scopes == set(Scope) - {Scope.ADMIN}
+    with pytest.raises(NotPermitted):
+        access.admit(Scope.ADMIN, Shown(token))
+
+
+@pytest.mark.parametrize("scope", sorted(set(Scope) - {Scope.RUN}))
 def test_nobody_may_do_more_than_run(tmp_path, scope):
     """Without a proof, only running is left, and of public models only."""
     access = gate(rules(tmp_path, Scope.RUN)[0])

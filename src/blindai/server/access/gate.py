@@ -176,6 +176,9 @@ class Access:
         if account is None and tenant != OPERATOR:
             msg = "who you are is clear, and your tenant is none of this server's"
             raise AccessDenied(msg)
+        if tenant != OPERATOR:
+            # It is about all that is sealed here, that of other tenants too.
+            scopes -= {Scope.ADMIN}
         return Principal(kind, subject, self._allowed(scopes), tenant, account)
 
     def _allowed(self, scopes: frozenset[Scope]) -> frozenset[Scope]:
