@@ -36,6 +36,15 @@ $(VENV)/.demo: requirements/demo.txt $(VENV)/.dev
 	fi
 	@touch $@
 
+# OpenVINO, which the tables compare with.
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.demo
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/bench.txt; \
+	else \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/bench.txt; \
+	fi
+	@touch $@
+
 # Compiles against the TPM software stack: see .ci/run for the system packages.
 $(VENV)/.hardware: requirements/hardware.txt $(VENV)/.dev
 	@if command -v uv >/dev/null 2>&1; then \
@@ -121,11 +130,11 @@ $(NOTEBOOKS)/.done: requirements/notebooks.txt
 conformance: $(VENV)/.dev ## Run ONNX's own test cases through a server, against onnxruntime in process
 	@$(BIN)/python -m tests.conformance
 
-bench: $(VENV)/.demo ## Measure against the raw session and every peer; writes docs/performance.md
+bench: $(VENV)/.bench ## Measure against the raw session and every peer; writes docs/performance.md
 	@$(BIN)/python benchmarks/peers/install.py
 	@$(BIN)/python benchmarks/compare.py
 
-bench-quick: $(VENV)/.demo ## A few of the same without peers; writes nothing
+bench-quick: $(VENV)/.bench ## A few of the same without peers; writes nothing
 	@$(BIN)/python benchmarks/compare.py --quick
 
 proto: $(VENV)/.dev ## Write the protobuf descriptors of the gRPC services again
@@ -139,6 +148,7 @@ lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without in
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server -o requirements/server.txt
 	@$(COMPILE) --group pyproject.toml:hardware -o requirements/hardware.txt
 	@$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
+	@$(COMPILE) -c requirements/dev.txt requirements/bench.in -o requirements/bench.txt
 	@$(COMPILE) requirements/build.in -o requirements/build.txt
 	@$(COMPILE) -c requirements/client.txt requirements/docs.in -o requirements/docs.txt
 	@$(COMPILE) requirements/clients.in -o requirements/clients.txt

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -88,6 +89,7 @@ def main() -> None:
         "--keep", action="store_true", help="write results.json and the page anyway"
     )
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     rounds = options.rounds or (3 if options.quick else 5)
     seconds = options.seconds or 0.5
     only = options.only.split(",") if options.only else list(QUICK if options.quick else WORKLOADS)

@@ -239,6 +239,12 @@ def test_malformed_statements(change, match):
         Statement.parse(cbor2.dumps(document, canonical=True))
 
 
+def test_deterministic_encoding():
+    """A statement is written as RFC 8949 §4.2 says, without being sorted first."""
+    data = STATEMENT.dump()
+    assert cbor2.dumps(cbor2.loads(data), canonical=True) == data
+
+
 def test_other_encodings():
     """The same statement, receipt or file in another encoding is refused."""
     for parse, data in (

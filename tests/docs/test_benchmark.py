@@ -1,4 +1,4 @@
-"""The benchmark of verification runs, and measures every platform."""
+"""The benchmarks start, and that of verification measures every platform."""
 
 from __future__ import annotations
 
@@ -32,3 +32,12 @@ def test_every_platform_is_measured(tmp_path):
         assert "evidence of real machines" in done.stdout
     else:
         assert "skipped: no evidence of real machines" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["compare", "grpc_serving", "receipts", "scheduler", "front_end"])
+def test_starts(name):
+    """Each benchmark finds all that it imports; what it measures is no matter of a test."""
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout

@@ -143,25 +143,25 @@ class Statement:
         """
         tensors = (*self.inputs, *self.outputs)
         items = sum(1 + _TENSOR_PARTS + len(tensor.shape) for tensor in tensors)
+        # In the canonical order of the keys (RFC 8949 §4.2.1), so that nothing has to be sorted.
         data = cbor2.dumps(
             {
-                "version": RECEIPT_VERSION,
                 "kind": str(self.kind),
-                "model_sha256": self.model_sha256,
-                "model_form": self.model_form,
+                "time": (self.time - _EPOCH) // _MILLISECOND,
+                "nonce": self.nonce,
                 "inputs": [_tensor_to_data(tensor) for tensor in self.inputs],
                 "outputs": [_tensor_to_data(tensor) for tensor in self.outputs],
-                "request_sha256": self.request_sha256,
-                "response_sha256": self.response_sha256,
-                "nonce": self.nonce,
-                "time": (self.time - _EPOCH) // _MILLISECOND,
-                "server_version": self.server_version,
+                "version": RECEIPT_VERSION,
                 "platform": str(self.platform),
-                "keyset_sha256": self.keyset_sha256,
-                "evidence_sha256": self.evidence_sha256,
                 "simulated": self.simulated,
-            },
-            canonical=True,
+                "model_form": self.model_form,
+                "model_sha256": self.model_sha256,
+                "keyset_sha256": self.keyset_sha256,
+                "request_sha256": self.request_sha256,
+                "server_version": self.server_version,
+                "evidence_sha256": self.evidence_sha256,
+                "response_sha256": self.response_sha256,
+            }
         )
         if items > _MAX_TENSOR_ITEMS or len(data) > MAX_STATEMENT_BYTES:
             msg = (
