@@ -1,12 +1,13 @@
 """The unattested port: plain HTTP for the operator's side. Nothing on it is secret.
 
 Evidence needs no protection, it proves itself. What is here is on the attested port too, but
-for the page that a person can read.
+for metrics and the page that a person can read.
 """
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
@@ -19,10 +20,15 @@ from blindai.server.metrics import MEDIA_TYPE as METRICS
 from blindai.server.metrics import Metrics
 from blindai.server.open_inference import EXTENSIONS
 from blindai.server.openapi import with_document
+from blindai.server.own_evidence import EvidenceReader
 from blindai.server.service import State
+from blindai.server.status_page import Status, content_security_policy, render
 
 if TYPE_CHECKING:
-    from blindai.server.identity import EvidenceDesk, Identity
+    from collections.abc import Sequence
+
+    from blindai.server.identity import EvidenceDesk
+    from blindai.server.load_history import LoadHistory
     from blindai.server.request import Request
     from blindai.server.service import Service
 
@@ -31,25 +37,28 @@ VERSION: Final = metadata.version("blindai")
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _PAGE_HEADERS: Final = (
     _NO_STORE,
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
+    (b"content-security-policy", content_security_policy()),
     (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
 )
-_PAGE: Final = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>BlindAI</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:3rem auto;padding:0 1rem}}
-dt{{font-weight:600}}dd{{margin:0 0 .6rem;overflow-wrap:anywhere}}code{{font-size:.9em}}
-strong{{background:#fd6;padding:.1em .3em}}</style></head><body>
-<h1>BlindAI</h1>
-<p>{headline}</p>
-<dl><dt>State</dt><dd>{state}</dd><dt>Platform</dt><dd>{platform}</dd>
-<dt>Version</dt><dd>{version}</dd><dt>Keys hold until</dt><dd>{not_after}</dd></dl>
-<p>This page proves nothing: whoever runs the machine can write what they like here. What proves
-something is the evidence of the hardware, which your own computer checks:</p>
-<p><code>{command}</code></p>
-<p>Never send data to this port. Clients talk to the attested port only, to a key that the
-evidence covers.</p>
-</body></html>
-"""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the page says beside what service and evidence say.
+
+    Attributes:
+        port: The attested port.
+        grpc_port: The attested port for gRPC; `None`: none.
+        confinement: What the process has given up, by name.
+        load: How much was done lately.
+    """
+
+    port: int
+    grpc_port: int | None
+    confinement: Sequence[str]
+    load: LoadHistory
 
 
 def shared_routes(service: Service, desk: EvidenceDesk) -> Routes:
@@ -84,12 +93,39 @@ def shared_routes(service: Service, desk: EvidenceDesk) -> Routes:
     }
 
 
-def public_app(service: Service, desk: EvidenceDesk) -> App:
-    """Return the application of the unattested port."""
+def public_app(service: Service, desk: EvidenceDesk, about: About) -> App:
+    """Return the application of the unattested port.
 
-    async def page(_: Request) -> Response:
-        body = status_page(desk.identity, service.state).encode()
-        return Response(200, (body,), b"text/html; charset=utf-8", headers=_PAGE_HEADERS)
+    Args:
+        service: Has the models.
+        desk: Has keys and evidence.
+        about: The rest of what the page shows.
+    """
+    reader = EvidenceReader(desk)
+
+    async def page(request: Request) -> Response:
+        evidence = await reader.current()
+        identity = desk.identity
+        platform = identity.attester.platform
+        host = request.headers.get(b"host", b"").decode("ascii", "replace")
+        status = Status(
+            state=service.state.value,
+            platform=platform,
+            simulated=platform is Platform.SIMULATION,
+            version=VERSION,
+            now=datetime.now(UTC),
+            keys_until=identity.keys.public.not_after,
+            evidence=evidence,
+            evidence_age=desk.cached_age,
+            host=host,
+            port=about.port,
+            grpc_port=about.grpc_port,
+            confinement=about.confinement,
+            public_models=(),
+            other_models=sum(len(record.names) for record in service.records()),
+            load=about.load.entries,
+        )
+        return Response(200, (render(status),), b"text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
     collected = Metrics(service, desk)
 
@@ -102,28 +138,6 @@ def public_app(service: Service, desk: EvidenceDesk) -> App:
         b"/metrics": {"GET": metrics},
     }
     return App(service, always=with_document(routes), ready={})
-
-
-def status_page(identity: Identity, state: State) -> str:
-    """Return what a person sees who opens the unattested port in a browser."""
-    platform = identity.attester.platform
-    if platform is Platform.SIMULATION:
-        headline = (
-            "<strong>SIMULATED</strong>: no hardware protects what is sent to this server. "
-            "For tests only."
-        )
-        command = "blindai verify HOST:PORT --simulation"
-    else:
-        headline = "A confidential inference server."
-        command = "blindai verify HOST:PORT --policy policy.toml"
-    return _PAGE.format(
-        headline=headline,
-        state=escape(state.value),
-        platform=escape(platform),
-        version=escape(VERSION),
-        not_after=f"{identity.keys.public.not_after:%Y-%m-%d %H:%M:%S}Z",
-        command=command,
-    )
 
 
 def _parse_nonce(text: str) -> bytes:

@@ -39,7 +39,8 @@ from blindai.server.identity import EvidenceDesk, Identity
 from blindai.server.limits import ByteBudget
 from blindai.server.listed import load_listed
 from blindai.server.listener import Listener, bind
-from blindai.server.public import public_app
+from blindai.server.load_history import LoadHistory
+from blindai.server.public import About, public_app
 from blindai.server.sealing import IN_MEMORY_ONLY, SealedModels, sealed_folder
 from blindai.server.service import Service, State
 
@@ -181,6 +182,7 @@ class _Server:
         self._public = public
         self._grpc = grpc
         self._bodies = bodies
+        self._load = LoadHistory(service.scheduler.statistics, lambda: service.running)
 
     async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
         """Serve from the first key to the last answer."""
@@ -190,6 +192,7 @@ class _Server:
             failed = await self._load_models()
             self._service.state = State.READY
             always.append(asyncio.create_task(self._renew()))
+            always.append(asyncio.create_task(self._load.record_for_ever()))
             if self._config.prune_after is not None:
                 always.append(asyncio.create_task(self._prune(self._config.prune_after)))
             log_event(
@@ -249,7 +252,13 @@ class _Server:
             await self._grpc.serve(all_methods(self._service, desk, self._access), context)
         # Of its own, so that nobody there can use up what clients need.
         public_desk = EvidenceDesk(identity, self._attesting, limits)
-        await self._public.serve(public_app(self._service, public_desk), None)
+        about = About(
+            port=self._attested.address[1],
+            grpc_port=None if self._grpc is None else self._grpc.address[1],
+            confinement=self._config.confinement,
+            load=self._load,
+        )
+        await self._public.serve(public_app(self._service, public_desk, about), None)
         not_after = identity.keys.public.not_after
         log_event("new_keys", not_after=not_after.isoformat())
 
