@@ -42,5 +42,6 @@ def status(**changes):
         "public_models": ("covidnet",),
         "other_models": 3,
         "load": LOAD,
+        "telemetry": "no endpoint is set: nothing is sent",
     }
     return Status(**(shown | changes))

@@ -14,11 +14,17 @@ class Scene:
 
     def __init__(self):
         self.models, self.now, self.running = {}, 0.0, 0
-        self.history = LoadHistory(self.counts, lambda: self.running, clock=lambda: self.now)
+        self.history = LoadHistory(self.counts, clock=lambda: self.now)
 
     def counts(self):
         return [
-            SimpleNamespace(sha256=sha256, success=Tally(count, ns), fail=Tally(failed, 0))
+            SimpleNamespace(
+                sha256=sha256,
+                success=Tally(count, ns),
+                fail=Tally(failed, 0),
+                waiting=self.running,
+                running=0,
+            )
             for sha256, count, ns, failed in self.models.values()
         ]
 
@@ -46,7 +52,7 @@ def test_what_was_before_is_not_counted():
     """Counts from before the history began are in no entry."""
     scene = Scene()
     scene.models = {"a": ("a", 100, 10, 4)}
-    scene.history = LoadHistory(scene.counts, lambda: 0, clock=lambda: scene.now)
+    scene.history = LoadHistory(scene.counts, clock=lambda: scene.now)
     assert scene.after(10).succeeded == 0
 
 
@@ -75,15 +81,17 @@ def test_bounded():
 
 async def test_records_until_cancelled():
     """The task records by itself, one interval after another."""
-    scene = Scene()
     twice = asyncio.Event()
 
-    def running():
-        if len(history.entries) > 1:
+    def counts():
+        calls.append(1)
+        if len(calls) > 2:
             twice.set()
-        return 0
+        return []
 
-    history = LoadHistory(scene.counts, running, interval=0.01)
+    calls = []
+    history = LoadHistory(counts, interval=0.01)
     task = asyncio.create_task(history.record_for_ever())
     await asyncio.wait_for(twice.wait(), 10)
+    assert len(history.entries) >= 1
     task.cancel()

@@ -24,6 +24,7 @@ from blindai.cli import (
     policy,
     receipt,
     serve,
+    telemetry,
     verify,
 )
 from blindai.confinement.environment import start_again
@@ -65,6 +66,7 @@ def cli() -> None:
 for _command in (
     serve.serve,
     config.config,
+    telemetry.telemetry,
     keys.keys,
     verify.verify,
     evidence.evidence,

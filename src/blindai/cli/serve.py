@@ -108,6 +108,12 @@ _TOKEN_FILE_MODE = 0o600
     show_default=True,
     help="Ask the hardware's vendors for what verifies this machine, and show it along.",
 )
+@click.option(
+    "--telemetry-endpoint",
+    metavar="URL",
+    help="Report version, platform and rough counts there, once a day; by default nowhere. "
+    "`blindai telemetry show` prints the report.",
+)
 @config_option
 @json_option
 @click.pass_context
@@ -126,6 +132,7 @@ def serve(
     from blindai.server.hardening import confined  # noqa: PLC0415
     from blindai.server.run import run  # noqa: PLC0415
     from blindai.server.settings import server_config  # noqa: PLC0415
+    from blindai.server.telemetry import Telemetry, choose, post_report  # noqa: PLC0415
 
     attester = create_attester(
         settings.platform, Machine(tpm=settings.tpm, ak_certificates=settings.ak_certificates)
@@ -142,10 +149,16 @@ def serve(
         ready = replace(ready, caveats=(*ready.caveats, *confinement.caveats, *ignored))
         _announce(ready, attester.platform, None if is_told else token, as_json=as_json)
 
+    telemetry = Telemetry(choose(settings.telemetry_endpoint, os.environ), post_report)
     fetches = settings.fetch_endorsements
     endorser = Endorser(get=HttpsGet() if fetches else None)
     with (
-        confined(config, fetches=fetches or config.fetches, tcti=settings.tpm) as confinement,
+        confined(
+            config,
+            fetches=fetches or config.fetches,
+            tcti=settings.tpm,
+            telemetry_port=telemetry.choice.port,
+        ) as confinement,
         Stapler(attester, endorser) as stapling,
         access,
     ):
@@ -155,6 +168,7 @@ def serve(
             access=access,
             on_ready=announce,
             sandbox=confinement.sandbox,
+            telemetry=telemetry,
         )
 
 

@@ -1,7 +1,7 @@
 """How much a server did lately: a ring of counts, for the page that a person reads.
 
-Always true: bounded memory; counts and times only, over all models together, so nobody sees
-what whose model did. It is in memory, and begins anew with the process.
+Always true: bounded memory; counts and times only, over models together. It is in memory, and
+begins anew with the process.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class Counts(Protocol):
     def success(self) -> _Tally: ...  # noqa: D102
     @property
     def fail(self) -> _Tally: ...  # noqa: D102
+    @property
+    def waiting(self) -> int: ...  # noqa: D102
+    @property
+    def running(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Load:
         succeeded: Requests.
         failed: Requests.
         mean: Seconds from a request's arrival to its result; `None`: none succeeded.
-        running: Requests that ran or waited at its end.
+        running: Runs under way and requests that waited, at its end.
     """
 
     seconds: float
@@ -64,7 +68,6 @@ class LoadHistory:
 
     Args:
         counts: Returns what each model has served, since it was loaded.
-        running: Returns the requests that run or wait.
         interval: Seconds between two entries.
         clock: Returns seconds that never go back.
     """
@@ -72,17 +75,15 @@ class LoadHistory:
     def __init__(
         self,
         counts: Callable[[], Iterable[Counts]],
-        running: Callable[[], int],
         *,
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._counts = counts
-        self._running = running
         self._interval = interval
         self._clock = clock
         self._entries: deque[Load] = deque(maxlen=LENGTH)
-        self._before = self._totals()
+        self._before = _Totals(counts())
         self._before_at = clock()
 
     @property
@@ -98,30 +99,36 @@ class LoadHistory:
 
     def record(self) -> None:
         """End the present interval, and begin the next one."""
-        now, totals = self._clock(), self._totals()
-        succeeded = _growth(self._before[0], totals[0])
-        ns = _growth(self._before[2], totals[2])
+        now, totals, before = self._clock(), _Totals(self._counts()), self._before
+        succeeded = _growth(before.succeeded, totals.succeeded)
+        ns = _growth(before.ns, totals.ns)
         self._entries.append(
             Load(
                 seconds=now - self._before_at,
                 succeeded=succeeded,
-                failed=_growth(self._before[1], totals[1]),
+                failed=_growth(before.failed, totals.failed),
                 mean=ns / succeeded / _NS if succeeded else None,
-                running=self._running(),
+                running=totals.running,
             )
         )
         self._before, self._before_at = totals, now
 
-    def _totals(self) -> tuple[Counter[str], Counter[str], Counter[str]]:
-        succeeded: Counter[str] = Counter()
-        failed: Counter[str] = Counter()
-        ns: Counter[str] = Counter()
-        for each in self._counts():
-            # Two tenants may have the same model, each with counts of its own.
-            succeeded[each.sha256] += each.success.count
-            failed[each.sha256] += each.fail.count
-            ns[each.sha256] += each.success.ns
-        return succeeded, failed, ns
+
+class _Totals:
+    """Counts since each model was loaded, by its SHA-256."""
+
+    __slots__ = ("failed", "ns", "running", "succeeded")
+
+    def __init__(self, counts: Iterable[Counts]) -> None:
+        self.succeeded: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.ns: Counter[str] = Counter()
+        self.running = 0
+        for each in counts:
+            self.succeeded[each.sha256] += each.success.count
+            self.failed[each.sha256] += each.fail.count
+            self.ns[each.sha256] += each.success.ns
+            self.running += each.waiting + each.running
 
 
 def _growth(before: Counter[str], after: Counter[str]) -> int:

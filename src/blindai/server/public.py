@@ -15,6 +15,7 @@ from blindai.attestation.binding import NONCE_SIZE
 from blindai.attestation.model import Platform
 from blindai.attestation.wire import MEDIA_TYPE
 from blindai.errors import InvalidInput, Overloaded
+from blindai.server.access.principal import NOBODY
 from blindai.server.app import App, Response, Routes, error_response, json_response
 from blindai.server.metrics import MEDIA_TYPE as METRICS
 from blindai.server.metrics import Metrics
@@ -22,7 +23,9 @@ from blindai.server.open_inference import EXTENSIONS
 from blindai.server.openapi import with_document
 from blindai.server.own_evidence import EvidenceReader
 from blindai.server.service import State
+from blindai.server.statistics import operator_statistics
 from blindai.server.status_page import Status, content_security_policy, render
+from blindai.server.telemetry import describe, gather_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from blindai.server.load_history import LoadHistory
     from blindai.server.request import Request
     from blindai.server.service import Service
+    from blindai.server.telemetry import Report, Telemetry
 
 VERSION: Final = metadata.version("blindai")
 
@@ -52,13 +56,17 @@ class About:
         port: The attested port.
         grpc_port: The attested port for gRPC; `None`: none.
         confinement: What the process has given up, by name.
+        listed: Whether anybody may know the names of public models.
         load: How much was done lately.
+        telemetry: What is reported, if anything is.
     """
 
     port: int
     grpc_port: int | None
     confinement: Sequence[str]
+    listed: bool
     load: LoadHistory
+    telemetry: Telemetry
 
 
 def shared_routes(service: Service, desk: EvidenceDesk) -> Routes:
@@ -107,6 +115,9 @@ def public_app(service: Service, desk: EvidenceDesk, about: About) -> App:
         evidence = await reader.current()
         identity = desk.identity
         platform = identity.attester.platform
+        records = service.store.records()
+        # What anybody may run is told to nobody where it is not listed either.
+        public = [name for name, _ in service.entries(NOBODY)] if about.listed else []
         host = request.headers.get(b"host", b"").decode("ascii", "replace")
         status = Status(
             state=service.state.value,
@@ -121,9 +132,10 @@ def public_app(service: Service, desk: EvidenceDesk, about: About) -> App:
             port=about.port,
             grpc_port=about.grpc_port,
             confinement=about.confinement,
-            public_models=(),
-            other_models=sum(len(record.names) for record in service.records()),
+            public_models=public,
+            other_models=sum(len(record.names) for record in records) - len(public),
             load=about.load.entries,
+            telemetry=about.telemetry.choice.reason,
         )
         return Response(200, (render(status),), b"text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
@@ -132,12 +144,22 @@ def public_app(service: Service, desk: EvidenceDesk, about: About) -> App:
     async def metrics(_: Request) -> Response:
         return Response(200, (collected.render(),), METRICS, headers=(_NO_STORE,))
 
+    async def telemetry(_: Request) -> Response:
+        report = service_report(service, desk.identity.attester.platform)
+        return Response(200, (describe(about.telemetry, report),), headers=(_NO_STORE,))
+
     routes = {
         **shared_routes(service, desk),
         b"/": {"GET": page},
+        b"/blindai/v1/telemetry": {"GET": telemetry},
         b"/metrics": {"GET": metrics},
     }
     return App(service, always=with_document(routes), ready={})
+
+
+def service_report(service: Service, platform: Platform) -> Report:
+    """Return what would be reported of a service now: of the operator's models, not of tenants'."""
+    return gather_report(platform, operator_statistics(service), len(service.store.records()))
 
 
 def _parse_nonce(text: str) -> bytes:

@@ -59,6 +59,8 @@ _VALUE: Final = """<dt>{name}</dt><dd class="copied"><code id="{id}">{value}</co
 <button type="button" hidden data-copies="{id}" aria-label="Copy {name}">Copy</button></dd>"""
 _PROBLEM: Final = """<p>This server cannot verify its own evidence now, so nothing can be shown \
 here: {problem}</p><p class="soft">A client fetches what is missing and verifies by itself.</p>"""
+_CHARTS: Final = """<div class="charts">{charts}</div>\
+<p class="soft">The operator's models together.</p>"""
 _AXIS: Final = '<div class="axis"><span>{minutes} minutes ago</span><span>now</span></div>'
 
 
@@ -82,6 +84,7 @@ class Status:
         public_models: Names of models that anybody may know.
         other_models: How many more there are.
         load: The last intervals, oldest first.
+        telemetry: Whether the server reports about itself, in words.
     """
 
     state: str
@@ -99,6 +102,7 @@ class Status:
     public_models: Sequence[str]
     other_models: int
     load: Sequence[Load]
+    telemetry: str
 
 
 def render(status: Status) -> bytes:
@@ -166,6 +170,7 @@ def _facts(status: Status) -> Html:
         "Attested ports": f"{status.port} (HTTPS)"
         + ("" if status.grpc_port is None else f", {status.grpc_port} (gRPC)"),
         "Process gave up": ", ".join(sorted(status.confinement)) or "nothing: it is not confined",
+        "Telemetry": status.telemetry,
     }
     if evidence.claims is not None:
         versions = [f"{name} {number}" for name, number in sorted(evidence.claims.versions.items())]
@@ -212,9 +217,7 @@ def _load(load: Sequence[Load]) -> Html:
     )
     axis = fill(_AXIS, minutes=round(INTERVAL * LENGTH / _MINUTE))
     shown = join(fill("<div>{chart}{axis}</div>", chart=chart, axis=axis) for chart in charts)
-    return fill(
-        '<div class="charts">{shown}</div><p class="soft">All models together.</p>', shown=shown
-    )
+    return fill(_CHARTS, charts=shown)
 
 
 def _moment(moment: datetime) -> str:
