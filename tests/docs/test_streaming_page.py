@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import onnxruntime
 import pytest
 
 import blindai
 from blindai.testing import start_server
+from tests.cli.conftest import blindai_command
 from tests.docs.pages import DOCS, blocks
 from tests.inference.loop_models import cell, decoder
 
@@ -18,13 +21,19 @@ FRAMES = np.random.default_rng(5).standard_normal((4, 1, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def client():
-    """A client of a server that has the page's models."""
-    with start_server(models=MODELS) as server:
-        with pytest.warns(blindai.SimulationWarning):
-            connected = blindai.connect(server.address, simulation=True)
-        with connected:
-            yield connected
+def server():
+    """A server that has the page's models."""
+    with start_server(models=MODELS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    """A client of it."""
+    with pytest.warns(blindai.SimulationWarning):
+        connected = blindai.connect(server.address, simulation=True)
+    with connected:
+        yield connected
 
 
 def scores(count: int) -> list[np.ndarray]:
@@ -63,3 +72,21 @@ def test_the_loop_of_the_client(client):
     for x in FRAMES:
         y, h = session.run(["y", "next_h"], {"x": x, "h": h})
     assert found["result"]["y"].tobytes() == y.tobytes()
+
+
+def test_the_loop_from_a_terminal(server, tmp_path, monkeypatch):
+    """The command prints what the first block does."""
+    monkeypatch.chdir(tmp_path)
+    arrays = {"tokens": PROMPT, "mask": np.ones_like(PROMPT), "position": np.array([[2]])}
+    for name, array in arrays.items():
+        np.save(f"{name}.npy", array)
+    (command,) = blocks("sh", PAGE)
+    words = shlex.split(
+        command.text.replace("\\\n", " ")
+        .replace("logits", "scores")
+        .replace("--stop 2", "--stop 99")
+    )
+    done = blindai_command(*words[1:], "--server", server.address)
+    assert done.returncode == 0, done.stderr
+    expected = [f"tokens  int64[1, 1]  {each.argmax()}" for each in scores(200)]
+    assert done.stdout.splitlines() == [*expected, "ended after 200 steps: max_steps"]
