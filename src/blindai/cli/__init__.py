@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from blindai.cli import demo, doctor, evidence, measure, models, policy, receipt, serve, verify
+from blindai.cli import (
+    demo,
+    doctor,
+    evidence,
+    measure,
+    models,
+    policy,
+    receipt,
+    serve,
+    stream,
+    verify,
+)
 from blindai.confinement.environment import start_again
 from blindai.errors import (
     AccessDenied,
@@ -58,6 +69,7 @@ for _command in (
     measure.measure,
     models.upload,
     models.run,
+    stream.stream,
     models.models,
     models.delete,
     models.reseal,
