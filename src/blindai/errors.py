@@ -19,8 +19,10 @@ This module imports nothing of the package, so every other module may use it::
     │   ├── SealedDataError         models at rest that cannot be opened here
     │   ├── LimitExceeded           larger than the server accepts
     │   ├── Overloaded              come back later
+    │   │   └── RateLimited         too much of yours at once, or too often
     │   └── DeadlineExceeded        took longer than was allowed
     ├── AccessDenied                no right to do this                        exit 4
+    │   └── NotPermitted            known, but without this right
     └── ConnectionFailed            network; may be retried                    exit 5
 
 Two warnings exist for what is legal but must not go unseen:
@@ -63,8 +65,10 @@ __all__ = [
     "LimitExceeded",
     "ModelConflict",
     "ModelNotFound",
+    "NotPermitted",
     "Overloaded",
     "PolicyError",
+    "RateLimited",
     "SealedDataError",
     "SecurityWarning",
     "SignatureError",
@@ -172,12 +176,20 @@ class Overloaded(InferenceError):
         self.retry_after = retry_after
 
 
+class RateLimited(Overloaded):
+    """The caller, not the server, has too much under way, or asks too often."""
+
+
 class DeadlineExceeded(InferenceError):
     """The request took longer than its deadline, and was stopped."""
 
 
 class AccessDenied(BlindAIError):
     """The caller has no right to do this."""
+
+
+class NotPermitted(AccessDenied):
+    """It is clear who the caller is, and they have no right to do this."""
 
 
 class ConnectionFailed(BlindAIError):

@@ -52,6 +52,7 @@ def test_statuses_of_the_contract():
     assert found == {
         "InvalidInput": 400,
         "AccessDenied": 401,
+        "NotPermitted": 403,
         "ModelNotFound": 404,
         "ModelConflict": 409,
         "LimitExceeded": 413,
@@ -59,6 +60,7 @@ def test_statuses_of_the_contract():
         "SealedDataError": 503,
         "InferenceError": 500,
         "Overloaded": 503,
+        "RateLimited": 429,
         "DeadlineExceeded": 504,
         "BlindAIError": 500,
     }

@@ -1,11 +1,12 @@
-"""The token opens what is closed, and nothing else does."""
+"""The simple case: one token opens everything, and nothing else does."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blindai.errors import AccessDenied, ConfigurationError
-from blindai.server.auth import Access, Scope, generate_token
+from blindai.server.auth import Access, AccessRules, Scope, generate_token
+from tests.server.access.shown import Shown
 
 TOKEN = generate_token()
 
@@ -16,20 +17,23 @@ def test_tokens_are_fresh_and_long():
     assert len(TOKEN) == 43
 
 
-def test_running_is_open_managing_is_not():
-    """Running needs no token; managing needs the one."""
+@pytest.mark.parametrize("scope", Scope)
+def test_running_and_listing_are_open_changes_are_not(scope):
+    """Running and listing need no token; the rest needs the one, which opens everything."""
     access = Access(TOKEN)
-    access.check(Scope.RUN, None)
-    access.check(Scope.MANAGE, TOKEN.encode())
+    assert access.admit(scope, Shown(TOKEN.encode())).kind == "token"
+    if scope in {Scope.RUN, Scope.LIST}:
+        assert access.admit(scope, Shown()).is_anonymous
+        return
     with pytest.raises(AccessDenied, match="Bearer"):
-        access.check(Scope.MANAGE, None)
+        access.admit(scope, Shown())
 
 
 @given(st.binary(max_size=60))
 def test_no_other_token(token):
-    """No other bytes open anything, and the refusal does not quote them."""
+    """No other bytes open anything, not even what is open, and the refusal does not quote them."""
     with pytest.raises(AccessDenied) as caught:
-        Access(TOKEN, open_scopes=frozenset()).check(Scope.RUN, token)
+        Access(TOKEN, AccessRules(listed=False)).admit(Scope.RUN, Shown(token))
     assert TOKEN not in str(caught.value)
 
 

@@ -2,12 +2,14 @@
 
 from dataclasses import fields, replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from blindai.attestation.model import Platform
 from blindai.errors import ConfigurationError
-from blindai.server.config import Limits, ServerConfig
+from blindai.server.access.rules import AccessRules
+from blindai.server.config import Limits, ModelToLoad, ServerConfig
 
 CONFIG = ServerConfig(platform=Platform.SIMULATION)
 
@@ -45,6 +47,10 @@ def test_digest_says_what_matters_to_a_client():
     assert len(CONFIG.digest()) == 32
     for same in ({"port": 1}, {"host": "::1"}, {"limits": Limits(max_models=1)}):
         assert replace(CONFIG, **same).digest() == CONFIG.digest()
+    rules = {"access": AccessRules(uploads=False)}
+    pinned = {"load": (ModelToLoad(name="m", path=Path("m"), sha256="ab" * 32),)}
+    for other in (rules, pinned):
+        assert replace(CONFIG, **other).digest() != CONFIG.digest()
     for other in ({"platform": Platform.TDX}, {"key_lifetime": timedelta(days=1)}):
         assert replace(CONFIG, **other).digest() != CONFIG.digest()
 

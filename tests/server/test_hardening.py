@@ -113,7 +113,11 @@ def test_attacks_from_beside_fail(attacked, file):
     read = [*BESIDE, "head", "-c", "1", f"/proc/{process.pid}/{file}"]
     refused = subprocess.run(read, capture_output=True, text=True, check=False)
     assert "Permission denied" in refused.stderr
-    with subprocess.Popen([*BESIDE, "sleep", "60"]) as other:
+    script = "echo started; exec sleep 60"
+    with subprocess.Popen([*BESIDE, "sh", "-c", script], stdout=subprocess.PIPE) as other:
+        # Before that it is still setpriv, which is root's.
+        assert other.stdout is not None
+        other.stdout.readline()
         allowed = [*BESIDE, "cat", f"/proc/{other.pid}/environ"]
         done = subprocess.run(allowed, capture_output=True, check=False)
         other.kill()

@@ -29,6 +29,7 @@ from blindai.attestation.certs import parse_certificate
 from blindai.errors import BindingError, ConfigurationError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
@@ -85,6 +86,8 @@ def server_context(
     certificate: bytes,
     *,
     protocols: Sequence[str] = ALPN_PROTOCOLS,
+    client_ca: bytes | None = None,
+    client_crl: bytes | None = None,
 ) -> ssl.SSLContext:
     """Return a context that serves TLS 1.3 with the attested key.
 
@@ -92,6 +95,13 @@ def server_context(
         key: Never written to a disk.
         certificate: DER.
         protocols: That are spoken inside, by their names in ALPN (RFC 7301).
+        client_ca: Clients are asked for a certificate; one that is shown has to lead to these,
+            as PEM, and be for client authentication. `None`: nobody is asked.
+        client_crl: Revocation lists of those authorities, as PEM; then there has to be a valid
+            one for each client certificate.
+
+    Raises:
+        ConfigurationError: `client_ca` or `client_crl` is not what it should be.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -102,7 +112,44 @@ def server_context(
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     with _memory_file(private + pem) as path:
         context.load_cert_chain(path)
+    if client_ca is not None:
+        _ask_for_certificate(context, client_ca, client_crl)
     return context
+
+
+def check_authorities(ca: bytes, crl: bytes | None = None) -> None:
+    """Refuse what client certificates could not be verified with; see `server_context`.
+
+    Raises:
+        ConfigurationError: It is not what it should be.
+    """
+    _ask_for_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ca, crl)
+
+
+def _ask_for_certificate(context: ssl.SSLContext, ca: bytes, crl: bytes | None) -> None:
+    try:
+        context.load_verify_locations(cadata=ca.decode("ascii"))
+        if crl is not None:
+            # OpenSSL reads revocation lists from files only.
+            with _memory_file(crl) as path:
+                context.load_verify_locations(path)
+    except (OSError, ValueError) as error:
+        msg = "client_ca, client_crl: expected certificates and revocation lists as PEM"
+        raise ConfigurationError(msg) from error
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    if crl is not None:
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+
+
+def peer_certificate(transport: asyncio.BaseTransport) -> bytes | None:
+    """Return the client's certificate as DER, whose chain TLS has verified; `None`: it has none.
+
+    Args:
+        transport: Of a server's connection.
+    """
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    return None if tls is None else tls.getpeercert(binary_form=True)
 
 
 def pinned_context(certificate: bytes) -> ssl.SSLContext:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from blindai.cli import (
+    config,
     demo,
     doctor,
     evidence,
+    keys,
     measure,
     models,
     policy,
@@ -63,6 +65,8 @@ def cli() -> None:
 
 for _command in (
     serve.serve,
+    config.config,
+    keys.keys,
     verify.verify,
     evidence.evidence,
     policy.policy,

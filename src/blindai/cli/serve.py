@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from blindai.attestation.model import Platform
 from blindai.attesters import Machine, create_attester
+from blindai.cli.config import config_option, fetch_keys, load
 from blindai.cli.options import json_option
 from blindai.endorsements import Endorser, HttpsGet, Stapler
 from blindai.errors import ConfigurationError
@@ -54,7 +55,7 @@ _TOKEN_FILE_MODE = 0o600
 @click.option("--no-grpc", is_flag=True, help="Serve no gRPC.")
 @click.option(
     "--models",
-    "models_dir",
+    "models",
     type=click.Path(path_type=Path),
     help="Folder of .onnx files to load at start, each under its file name.",
 )
@@ -107,75 +108,67 @@ _TOKEN_FILE_MODE = 0o600
     show_default=True,
     help="Ask the hardware's vendors for what verifies this machine, and show it along.",
 )
+@config_option
 @json_option
+@click.pass_context
 def serve(
-    platform: str | None,
-    *,
-    host: str,
-    port: int,
-    public_port: int,
-    grpc_port: int,
-    no_grpc: bool,
-    models_dir: Path | None,
-    sealed_models: Path | None,
-    take_over: bool,
-    prune_after: int | None,
-    gpus: bool,
-    max_batch: int,
-    token_file: Path | None,
-    tpm: str | None,
-    ak_certificates: Path | None,
-    fetch_endorsements: bool,
-    as_json: bool,
+    context: click.Context, /, *, config_file: Path | None, as_json: bool, **_: object
 ) -> None:
     """Serve models to clients that verify this machine first.
 
+    Settings come from --config, variables BLINDAI_* and the options here; the later count more.
     Prints one line beginning with `ready` once all ports answer. SIGTERM finishes what
     runs, refuses what comes, and exits with 0.
     """
-    try:
-        from blindai.server.auth import Access, generate_token  # noqa: PLC0415 - an extra
-        from blindai.server.config import ServerConfig  # noqa: PLC0415
-        from blindai.server.hardening import confined  # noqa: PLC0415
-        from blindai.server.run import run  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        msg = f"the server needs {error.name}; install it with: pip install 'blindai[server]'"
-        raise ConfigurationError(msg) from error
+    effective = load(config_file, _flags(context))
+    settings = effective.settings
+    from blindai.server.auth import Access, generate_token  # noqa: PLC0415 - an extra
+    from blindai.server.hardening import confined  # noqa: PLC0415
+    from blindai.server.run import run  # noqa: PLC0415
+    from blindai.server.settings import server_config  # noqa: PLC0415
 
-    attester = create_attester(platform, Machine(tpm=tpm, ak_certificates=ak_certificates))
-    config = ServerConfig(
-        platform=attester.platform,
-        host=host,
-        port=port,
-        public_port=public_port,
-        grpc_port=None if no_grpc else grpc_port,
-        models=models_dir,
-        sealed=sealed_models,
-        take_over=take_over,
-        prune_after=None if prune_after is None else timedelta(days=prune_after),
-        gpus=gpus,
-        max_batch=max_batch,
+    attester = create_attester(
+        settings.platform, Machine(tpm=settings.tpm, ak_certificates=settings.ak_certificates)
     )
-    token = generate_token()
-    if token_file is not None:
-        _write_secret(token_file, token)
+    config = server_config(settings, attester.platform)
+    token = settings.token.get_secret_value() if settings.token else generate_token()
+    is_told = settings.token is not None or settings.token_file is not None
+    access = Access(token, config.access, fetch=fetch_keys)
+    if settings.token_file is not None:
+        _write_secret(settings.token_file, token)
+    ignored = tuple(f"{name} is set and is no setting" for name in effective.unknown)
 
     def announce(ready: Ready) -> None:
-        ready = replace(ready, caveats=(*ready.caveats, *confinement.caveats))
-        _announce(ready, attester.platform, None if token_file else token, as_json=as_json)
+        ready = replace(ready, caveats=(*ready.caveats, *confinement.caveats, *ignored))
+        _announce(ready, attester.platform, None if is_told else token, as_json=as_json)
 
-    endorser = Endorser(get=HttpsGet() if fetch_endorsements else None)
+    fetches = settings.fetch_endorsements
+    endorser = Endorser(get=HttpsGet() if fetches else None)
     with (
-        confined(config, fetches=fetch_endorsements, tcti=tpm) as confinement,
+        confined(config, fetches=fetches or config.fetches, tcti=settings.tpm) as confinement,
         Stapler(attester, endorser) as stapling,
+        access,
     ):
         run(
             confinement.config,
             stapling,
-            access=Access(token),
+            access=access,
             on_ready=announce,
             sandbox=confinement.sandbox,
         )
+
+
+def _flags(context: click.Context) -> dict[str, object]:
+    """Return what was said on the command line, by the names of settings."""
+    said = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        and name not in {"config_file", "as_json"}
+    }
+    if "no_grpc" in said:
+        said["grpc"] = not said.pop("no_grpc")
+    return said
 
 
 def _announce(ready: Ready, platform: Platform, token: str | None, *, as_json: bool) -> None:

@@ -57,7 +57,9 @@ _ERRORS: Final[dict[str, type[BlindAIError]]] = {
         errors.LimitExceeded,
         errors.ModelConflict,
         errors.ModelNotFound,
+        errors.NotPermitted,
         errors.Overloaded,
+        errors.RateLimited,
         errors.SealedDataError,
     )
 }
@@ -148,8 +150,8 @@ def check_status(response: Response) -> None:
         said = _Error()
     text = printable(said.error) or f"the server answered with HTTP status {response.status}"
     kind = _ERRORS.get(said.type, InferenceError)
-    if kind is Overloaded:
-        raise Overloaded(text, retry_after=retry_after(response.headers))
+    if issubclass(kind, Overloaded):
+        raise kind(text, retry_after=retry_after(response.headers))
     raise kind(text)
 
 

@@ -272,6 +272,12 @@ class Scheduler:
         with self._lock:
             return [ledger.statistics() for ledger in self._ledgers.values()]
 
+    def statistics_of(self, model: Model) -> ModelStatistics | None:
+        """Return what one model has served and costs; `None`: nothing yet."""
+        with self._lock:
+            ledger = self._ledgers.get(model)
+            return None if ledger is None else ledger.statistics()
+
     def close(self, *, drain: float = 0.0) -> None:
         """Take no more requests, and end.
 

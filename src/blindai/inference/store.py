@@ -117,6 +117,11 @@ class ModelStore:
             os.close(self._folder_lock)
             raise
 
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self._folder
+
     def close(self) -> None:
         """Let go of all models, remove their files and release the folder."""
         with self._lock:

@@ -30,7 +30,9 @@ from blindai.errors import (
     LimitExceeded,
     ModelConflict,
     ModelNotFound,
+    NotPermitted,
     Overloaded,
+    RateLimited,
     SealedDataError,
 )
 from blindai.server.encoding import CODINGS
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 STATUS: Final[Mapping[type[BlindAIError], int]] = {
     InvalidInput: 400,
     AccessDenied: 401,
+    NotPermitted: 403,
     ModelNotFound: 404,
     ModelConflict: 409,
     LimitExceeded: 413,
@@ -53,6 +56,7 @@ STATUS: Final[Mapping[type[BlindAIError], int]] = {
     SealedDataError: 503,
     InferenceError: 500,
     Overloaded: 503,
+    RateLimited: 429,
     DeadlineExceeded: 504,
     BlindAIError: 500,
 }
@@ -122,7 +126,7 @@ def error_response(error: BlindAIError, *, status: int | None = None) -> Respons
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if isinstance(error, Overloaded):
         headers = ((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))),)
-    elif isinstance(error, AccessDenied):
+    elif isinstance(error, AccessDenied) and not isinstance(error, NotPermitted):
         headers = ((b"www-authenticate", b"Bearer"),)
     document = {"error": str(error), "type": type(error).__name__}
     return Response(status, (msgspec.json.encode(document),), headers=headers)

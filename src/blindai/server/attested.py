@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from blindai.inference.store import ModelRecord
     from blindai.inference.tensors import Tensor
+    from blindai.server.access.principal import Principal
     from blindai.server.app import Routes
     from blindai.server.config import Limits
     from blindai.server.identity import EvidenceDesk
@@ -125,8 +126,8 @@ class OpenInference:
 
     async def metadata(self, request: Request) -> Response:
         """Say what a model takes and returns."""
-        self._access.check(Scope.RUN, request.bearer_token)
-        record = self._service.get(request.name).record
+        who = self._access.admit(Scope.RUN, request)
+        record = self._service.get(request.name, who).record
         return json_response(
             {
                 "name": request.name,
@@ -146,34 +147,32 @@ class OpenInference:
 
     async def ready(self, request: Request) -> Response:
         """Say that a model can be run."""
-        self._access.check(Scope.RUN, request.bearer_token)
-        self._service.get(request.name)
+        self._service.get(request.name, self._access.admit(Scope.RUN, request))
         return json_response({"name": request.name, "ready": True})
 
     async def config(self, request: Request) -> Response:
         """Say how a model runs."""
-        self._access.check(Scope.RUN, request.bearer_token)
-        return json_response(describe_config(request.name, self._service.get(request.name).record))
+        who = self._access.admit(Scope.RUN, request)
+        record = self._service.get(request.name, who).record
+        return json_response(describe_config(request.name, record))
 
     async def statistics(self, request: Request) -> Response:
         """Say what a model has served."""
-        self._access.check(Scope.RUN, request.bearer_token)
-        return self._describe_statistics(request.name)
+        return self._describe_statistics(self._access.admit(Scope.RUN, request), request.name)
 
     async def all_statistics(self, request: Request) -> Response:
         """Say what all models have served, one entry for each name."""
-        self._access.check(Scope.RUN, request.bearer_token)
-        return self._describe_statistics(None)
+        return self._describe_statistics(self._access.admit(Scope.LIST, request), None)
 
-    def _describe_statistics(self, name: str | None) -> Response:
-        found = collect_statistics(self._service, name)
+    def _describe_statistics(self, who: Principal, name: str | None) -> Response:
+        found = collect_statistics(self._service, who, name)
         stats = [describe_statistics(name, MODEL_VERSION, served) for name, served in found]
         return json_response({"model_stats": stats})
 
     async def infer(self, request: Request) -> Response:
         """Run a model."""
-        self._access.check(Scope.RUN, request.bearer_token)
-        self._service.get(request.name)  # before the body is read for nothing
+        who = self._access.admit(Scope.RUN, request)
+        self._service.get(request.name, who)  # before the body is read for nothing
         header_length = request.json_length()
         handle = RunHandle()
         coding = choose_coding(request.headers.get(b"accept-encoding"))
@@ -191,7 +190,13 @@ class OpenInference:
             decode, work = _decoder(body, header_length)
             with GoneWatch(request, handle.terminate):
                 answer: Answer = await self._service.infer(
-                    request.name, decode, encode, work=work, handle=handle, caller=request.caller
+                    request.name,
+                    decode,
+                    encode,
+                    who=who,
+                    work=work,
+                    handle=handle,
+                    caller=request.caller,
                 )
         headers: tuple[tuple[bytes, bytes], ...] = ()
         if answer.facts is not None:
@@ -217,14 +222,12 @@ class Models:
 
     async def all(self, request: Request) -> Response:
         """List the models, one entry for each name."""
-        self._access.check(Scope.RUN, request.bearer_token)
-        records = self._service.records()
-        entries = [_describe(record, name) for record in records for name in record.names]
-        return json_response({"models": sorted(entries, key=lambda entry: str(entry["name"]))})
+        found = self._service.entries(self._access.admit(Scope.LIST, request))
+        return json_response({"models": [_describe(entry.record, name) for name, entry in found]})
 
     async def put(self, request: Request) -> Response:
         """Receive a model."""
-        self._access.check(Scope.MANAGE, request.bearer_token)
+        who = self._access.admit(Scope.UPLOAD, request)
         if request.coding != IDENTITY:
             error = InvalidInput("expected a model without Content-Encoding")
             return error_response(error, status=415)
@@ -240,6 +243,7 @@ class Models:
         record, is_new = await self._service.upload(
             request.name,
             request.chunks(),
+            who=who,
             size=size,
             sha256=None if sha256 is None else sha256.decode("latin-1"),
             replace=replaces,
@@ -255,7 +259,7 @@ class Models:
 
     async def hand_over(self, request: Request) -> Response:
         """Let the code with other measurements open the sealed models."""
-        self._access.check(Scope.MANAGE, request.bearer_token)
+        self._access.admit(Scope.ADMIN, request)
         with ByteBudget(_MAX_MEASUREMENTS).share() as share:
             body = await request.body(limit=_MAX_MEASUREMENTS, share=share)
         measurements = _parse_measurements(body)
@@ -267,14 +271,14 @@ class Models:
 
     async def withdraw_handover(self, request: Request) -> Response:
         """Seal the models anew, so that no other code can open them any more."""
-        self._access.check(Scope.MANAGE, request.bearer_token)
+        self._access.admit(Scope.ADMIN, request)
         await self._service.withdraw_handover()
         return Response(204)
 
     async def delete(self, request: Request) -> Response:
         """Take a model's name away."""
-        self._access.check(Scope.MANAGE, request.bearer_token)
-        await self._service.delete(request.name)
+        who = self._access.admit(Scope.DELETE, request)
+        await self._service.delete(request.name, who)
         return Response(204)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -16,14 +17,17 @@ import cbor2
 
 from blindai.errors import ConfigurationError
 from blindai.inference.engines import ENGINES
+from blindai.server.access.rules import AccessRules
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from blindai.attestation.model import Platform
 
-CONFIGURATION_VERSION: Final = 1
+CONFIGURATION_VERSION: Final = 2
 MAX_PORT: Final = 65_535
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,36 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelToLoad:
+    """A model that is served from the start.
+
+    Attributes:
+        name: That it gets.
+        path: Of its file; or
+        url: where it is fetched from, by https.
+        sha256: That it has to have, in hexadecimal; needed with `url`.
+        options: As at an upload: `precision`, `engine` and so on.
+    """
+
+    name: str
+    path: Path | None = None
+    url: str | None = None
+    sha256: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.url is None):
+            msg = f"load {self.name!r}: expected either path or url"
+            raise ConfigurationError(msg)
+        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
+            msg = f"load {self.name!r}: expected sha256 as 64 hexadecimal digits in lower case"
+            raise ConfigurationError(msg)
+        if self.url is not None and (self.sha256 is None or not self.url.startswith("https://")):
+            msg = f"load {self.name!r}: expected an https address, and sha256 beside it"
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """How a server is to run.
 
@@ -123,6 +157,9 @@ class ServerConfig:
             see it in the keyset.
         confinement: What the process has given up, by name (`blindai.server.hardening`); set by
             who confines it, never by the operator. Clients see it.
+        access: Who may do what. Clients see it.
+        load: Single models that are served from the start, beside the folder's. Clients see
+            those with a SHA-256.
         limits: What the server accepts.
     """
 
@@ -143,21 +180,12 @@ class ServerConfig:
     runs: int = 0
     max_batch: int = 1
     confinement: tuple[str, ...] = ()
+    access: AccessRules = field(default_factory=AccessRules)
+    load: tuple[ModelToLoad, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        ports = {"port": self.port, "public_port": self.public_port, "grpc_port": self.grpc_port}
-        taken: set[int] = set()
-        for name, port in ports.items():
-            if port is None:
-                continue
-            if not 0 <= port <= MAX_PORT:
-                msg = f"{name}: expected 0 to {MAX_PORT}, came {port}"
-                raise ConfigurationError(msg)
-            if port in taken:
-                msg = f"expected different ports, came {port} twice"
-                raise ConfigurationError(msg)
-            taken |= {port} - {0}
+        self._check_ports()
         if self.threads < 0 or self.runs < 0:
             msg = f"expected threads and runs from 0 up, came {self.threads} and {self.runs}"
             raise ConfigurationError(msg)
@@ -170,12 +198,59 @@ class ServerConfig:
         if self.key_lifetime < timedelta(seconds=2):
             msg = f"key_lifetime: expected 2 seconds or more, came {self.key_lifetime}"
             raise ConfigurationError(msg)
+        names = [model.name for model in self.load]
+        if len(set(names)) < len(names):
+            msg = "load: expected each name once, came one twice"
+            raise ConfigurationError(msg)
+        if self.operator_bytes <= 0:
+            msg = (
+                f"access.tenants: expected quotas of less than {self.limits.max_store_bytes} bytes "
+                "together (limits.max_store_bytes), so that room is left for the operator's models"
+            )
+            raise ConfigurationError(msg)
+
+    def _check_ports(self) -> None:
+        ports = {"port": self.port, "public_port": self.public_port, "grpc_port": self.grpc_port}
+        taken: set[int] = set()
+        for name, port in ports.items():
+            if port is None:
+                continue
+            if not 0 <= port <= MAX_PORT:
+                msg = f"{name}: expected 0 to {MAX_PORT}, came {port}"
+                raise ConfigurationError(msg)
+            if port in taken:
+                msg = f"expected different ports, came {port} twice"
+                raise ConfigurationError(msg)
+            taken |= {port} - {0}
+
+    @property
+    def operator_bytes(self) -> int:
+        """What the operator's own models may have: what no tenant was promised."""
+        promised = sum(quota.max_bytes for quota in self.access.tenants.values())
+        return self.limits.max_store_bytes - promised
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files and folders that are read while the server runs."""
+        files = [] if self.models is None else [self.models]
+        files += [model.path for model in self.load if model.path is not None]
+        if self.access.api_keys is not None:
+            # A file that is replaced is another; its folder stays.
+            files.append(self.access.api_keys.parent)
+        return tuple(files)
+
+    @property
+    def fetches(self) -> bool:
+        """Whether it asks others over https: for models, or for the keys of JWTs."""
+        urls = [model.url for model in self.load]
+        urls += [issuer.jwks_url for issuer in self.access.issuers]
+        return any(url is not None for url in urls)
 
     @property
     def spared(self) -> frozenset[str]:
         """Names of the models that are served from the start."""
         files = () if self.models is None else self.models.glob("*.onnx")
-        return frozenset(file.stem for file in files)
+        return frozenset((*(file.stem for file in files), *(each.name for each in self.load)))
 
     @property
     def concurrency(self) -> int:
@@ -197,8 +272,8 @@ class ServerConfig:
             "version": CONFIGURATION_VERSION,
             "platform": str(self.platform),
             "key_lifetime": int(self.key_lifetime.total_seconds()),
-            "run": "open",
-            "manage": "token",
+            "access": self.access.statement(),
+            "load": sorted([model.name, model.sha256 or ""] for model in self.load),
             # Those that an uploader may choose from, where they are installed.
             "engines": sorted(ENGINES),
             "max_batch": self.max_batch,

@@ -49,6 +49,11 @@ class Line(Protocol):
         """The address at the other end."""
         ...
 
+    @property
+    def client_certificate(self) -> bytes | None:
+        """The certificate at the other end, verified, as DER."""
+        ...
+
     def write(self, data: bytes | memoryview) -> None:
         """Send."""
         ...
@@ -166,6 +171,11 @@ class Exchange:
     def peer(self) -> str:
         """The address that the connection is from."""
         return self._line.peer
+
+    @property
+    def client_certificate(self) -> bytes | None:
+        """The client's certificate, verified by TLS, as DER; `None`: it showed none."""
+        return self._line.client_certificate
 
     async def receive(self) -> bytes:
         """Return the next part of the body; empty at its end.

@@ -177,8 +177,7 @@ def _restrict_files(config: ServerConfig, *, fetches: bool, tcti: str | None) ->
     reads += [Path("/etc") / name for name in _NAMES_AND_AUTHORITIES]
     writes = [*_ATTESTATION_FOLDERS]
     parents = []
-    if config.models is not None:
-        reads.append(config.models)
+    reads += config.files
     if config.sealed is not None:
         # Its parent: the key of a simulation and what is left for a successor lie beside it.
         config.sealed.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -93,7 +93,10 @@ class Identity:
             not_before=now - _CLOCK_SKEW,
             not_after=keys.public.not_after,
         )
-        context = server_context(keys.tls, certificate)
+        rules = config.access
+        context = server_context(
+            keys.tls, certificate, client_ca=rules.client_ca, client_crl=rules.client_crl
+        )
         return cls(attester, keys, certificate, context, devices)
 
     def attest(self, nonce: bytes | None) -> EvidenceBundle:

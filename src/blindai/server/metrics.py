@@ -9,6 +9,7 @@ Specification: Prometheus text exposition format 0.0.4.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
@@ -17,10 +18,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from blindai.attestation.model import Platform
+from blindai.errors import ModelNotFound
 from blindai.server.service import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from prometheus_client.core import Metric
 
@@ -56,7 +58,8 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield the families; the registry calls this."""
         yield from self._server()
-        present = {record.key: record for record in self._service.records()}
+        store = self._service.store
+        present = {record.key: record for record in store.records()}
         yield _gauge("models", "Models that are loaded.", len(present))
         size = GaugeMetricFamily(
             "blindai_model_file_bytes", "Size of a model's file.", labels=["model"]
@@ -65,9 +68,18 @@ class Metrics:
             size.add_metric([_label(record.key)], record.size)
         yield size
         # One entry for each model that is still here: labels of those that went go with them.
-        served = [s for s in self._service.scheduler.statistics() if s.sha256 in present]
+        served = self._statistics(present)
         yield from _served(served)
         yield from _load(served)
+
+    def _statistics(self, keys: Iterable[str]) -> list[ModelStatistics]:
+        """Return those of the operator's models; a tenant's are nobody else's business."""
+        found = []
+        for key in keys:
+            with contextlib.suppress(ModelNotFound):  # deleted meanwhile
+                model = self._service.store.get(key).model
+                found.append(self._service.scheduler.statistics_of(model))
+        return [each for each in found if each is not None]
 
     def _server(self) -> Iterator[Metric]:
         identity = self._desk.identity

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 import httptools
 import msgspec
 
+from blindai.channel.tls import peer_certificate
 from blindai.errors import BlindAIError, InvalidInput, LimitExceeded, Overloaded
 from blindai.server.events import log_event, place_of
 from blindai.server.exchange import Exchange
@@ -264,6 +265,11 @@ class BoundedProtocol(asyncio.BufferedProtocol):
     def peer(self) -> str:
         """The address at the other end; empty where it is gone."""
         return str((self.transport.get_extra_info("peername") or ("",))[0])
+
+    @property
+    def client_certificate(self) -> bytes | None:
+        """The certificate at the other end, verified, as DER; `None`: there is none."""
+        return peer_certificate(self.transport)
 
     def write(self, data: bytes | memoryview) -> None:
         """Send."""

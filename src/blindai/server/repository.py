@@ -31,6 +31,7 @@ from blindai.server.open_inference import MODEL_VERSION
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from blindai.server.access.principal import Principal
     from blindai.server.config import Limits
     from blindai.server.limits import ByteBudget
     from blindai.server.request import Request
@@ -133,20 +134,19 @@ class Repository:
 
     async def index(self, request: Request) -> Response:
         """List the models, one entry for each name."""
-        self._access.check(Scope.RUN, request.bearer_token)
+        who = self._access.admit(Scope.LIST, request)
         with self._bodies.share() as share:
             parse_index(await request.body(limit=_MAX_SMALL_BODY, share=share))
-        names = sorted(name for record in self._service.records() for name in record.names)
         return json_response(
             [
                 {"name": name, "version": MODEL_VERSION, "state": "READY", "reason": ""}
-                for name in names
+                for name, _ in self._service.entries(who)
             ]
         )
 
     async def load(self, request: Request) -> Response:
         """Take in the model that comes with the request, in the place of one with its name."""
-        self._access.check(Scope.MANAGE, request.bearer_token)
+        who = self._access.admit(Scope.UPLOAD, request)
         with self._bodies.share() as share:
             body = await request.body(limit=self._limits.max_body_bytes, share=share)
             share.grow(len(body))  # for what it decodes to
@@ -154,23 +154,24 @@ class Repository:
                 call = parse_load(body)
             else:
                 call = await asyncio.to_thread(parse_load, body)
-            await load_model(self._service, request.name, call)
+            await load_model(self._service, who, request.name, call)
         return Response(200)
 
     async def unload(self, request: Request) -> Response:
         """Take a model's name away."""
-        self._access.check(Scope.MANAGE, request.bearer_token)
+        who = self._access.admit(Scope.DELETE, request)
         with self._bodies.share() as share:
             parse_unload(await request.body(limit=_MAX_SMALL_BODY, share=share))
-        await self._service.delete(request.name)
+        await self._service.delete(request.name, who)
         return Response(200)
 
 
-async def load_model(service: Service, name: str, call: LoadCall) -> None:
+async def load_model(service: Service, who: Principal, name: str, call: LoadCall) -> None:
     """Take a model in, in the place of one with its name; or look whether it is here.
 
     Args:
         service: To have it.
+        who: Asks.
         name: Of the model.
         call: What came.
 
@@ -180,10 +181,11 @@ async def load_model(service: Service, name: str, call: LoadCall) -> None:
     """
     config = call.config or ConfigWish()
     if call.model is None:
-        check_config(config, name, backend_of(service.get(name).record))
+        check_config(config, name, backend_of(service.get(name, who).record))
         return
     check_config(config, name, DEFAULT_BACKEND)
-    await service.upload(name, _chunks(call.model), size=len(call.model), sha256=None, replace=True)
+    size = len(call.model)
+    await service.upload(name, _chunks(call.model), who=who, size=size, sha256=None, replace=True)
 
 
 def _parameters(body: bytes | memoryview) -> dict[str, msgspec.Raw]:

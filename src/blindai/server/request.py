@@ -103,6 +103,16 @@ class Request:
         scheme, _, token = self.headers.get(b"authorization", b"").partition(b" ")
         return token.strip() if scheme.lower() == b"bearer" and token.strip() else None
 
+    @property
+    def peer(self) -> str:
+        """The address that the connection is from."""
+        return self._exchange.peer
+
+    @property
+    def client_certificate(self) -> bytes | None:
+        """The client's certificate, verified by TLS, as DER; `None`: it showed none."""
+        return self._exchange.client_certificate
+
     def json_length(self) -> int | None:
         """Return the bytes of JSON at the body's beginning; `None`: it is all JSON.
 

@@ -31,14 +31,16 @@ from blindai.inference.engine import LoadOptions
 from blindai.inference.engines import load_engine
 from blindai.inference.store import ModelStore
 from blindai.server.attested import attested_app
+from blindai.server.auth import OPERATOR
 from blindai.server.events import log_event
 from blindai.server.grpc.listener import GrpcListener
 from blindai.server.grpc.methods import all_methods
 from blindai.server.identity import EvidenceDesk, Identity
 from blindai.server.limits import ByteBudget
+from blindai.server.listed import load_listed
 from blindai.server.listener import Listener, bind
 from blindai.server.public import public_app
-from blindai.server.sealing import IN_MEMORY_ONLY, SealedModels
+from blindai.server.sealing import IN_MEMORY_ONLY, SealedModels, sealed_folder
 from blindai.server.service import Service, State
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ async def serve(
         if config.grpc_port is not None:
             sockets.append(stack.enter_context(bind(config.host, config.grpc_port, "grpc_port")))
         folder = stack.enter_context(store_folder(config))
-        service = Service(_open_store(config, folder, sandbox), config)
+        service = _open_service(config, folder, sandbox)
         bodies = ByteBudget(config.limits.max_bodies_bytes)
         stack.callback(service.close)
         stack.enter_context(_signals(stop))
@@ -196,7 +198,7 @@ class _Server:
                 simulated=self._config.platform is Platform.SIMULATION,
                 address="{}:{}".format(*self._attested.address),
                 public_address="{}:{}".format(*self._public.address),
-                models=len(self._service.records()),
+                models=len(self._service.store.records()),
             )
             on_ready(
                 Ready(
@@ -205,9 +207,7 @@ class _Server:
                     None if self._grpc is None else self._grpc.address,
                     self._service.store,
                     failed,
-                    (IN_MEMORY_ONLY,)
-                    if self._service.sealed is None
-                    else self._service.sealed.caveats,
+                    self._caveats(),
                 )
             )
             await _first(asyncio.create_task(stop.wait()), *always)
@@ -215,6 +215,13 @@ class _Server:
             for task in always:
                 task.cancel()
             await self._shut_down()
+
+    def _caveats(self) -> tuple[str, ...]:
+        """Return what is to be said of models and restarts."""
+        sealed = [shelf.sealed for shelf in self._service.shelves if shelf.sealed is not None]
+        if not sealed:
+            return (IN_MEMORY_ONLY,)
+        return tuple(dict.fromkeys(caveat for each in sealed for caveat in each.caveats))
 
     async def _take_identity(self) -> None:
         """Make keys, and serve with them from now on."""
@@ -231,7 +238,14 @@ class _Server:
         app = attested_app(self._service, desk, self._access, limits, self._bodies)
         await self._attested.serve(app, identity.context)
         if self._grpc is not None:
-            context = server_context(identity.keys.tls, identity.certificate, protocols=["h2"])
+            rules = self._config.access
+            context = server_context(
+                identity.keys.tls,
+                identity.certificate,
+                protocols=["h2"],
+                client_ca=rules.client_ca,
+                client_crl=rules.client_crl,
+            )
             await self._grpc.serve(all_methods(self._service, desk, self._access), context)
         # Of its own, so that nobody there can use up what clients need.
         public_desk = EvidenceDesk(identity, self._attesting, limits)
@@ -273,17 +287,23 @@ class _Server:
         return failed
 
     def _load_all(self) -> list[tuple[Path, BlindAIError]]:
-        """Load what is sealed, then what lies in the models' folder."""
+        """Load what is sealed, then what the operator set."""
         store = self._service.store
         failed: list[tuple[Path, BlindAIError]] = []
-        if self._config.sealed is not None:
-            sealed = SealedModels(
-                self._config.sealed, self._attester, store, take_over=self._config.take_over
+        for tenant, shelf in self._service.shelves.items():
+            if self._config.sealed is None:
+                break
+            shelf.sealed = SealedModels(
+                sealed_folder(self._config.sealed, tenant),
+                self._attester,
+                shelf.store,
+                take_over=self._config.take_over,
+                counted=tenant == OPERATOR,
             )
-            self._service.sealed = sealed
-            failed += sealed.restore()
+            failed += shelf.sealed.restore()
         if self._config.models is not None:
             failed += store.load_folder(self._config.models)
+        failed += load_listed(self._config.load, store)
         return failed
 
     async def _shut_down(self) -> None:
@@ -319,18 +339,29 @@ async def _first(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:
         task.result()
 
 
-def _open_store(config: ServerConfig, folder: Path, sandbox: Sandbox | None) -> ModelStore:
+def _open_service(config: ServerConfig, folder: Path, sandbox: Sandbox | None) -> Service:
+    """Return the service, with a store for the operator's models and one for each tenant's."""
     limits = config.limits
-    return ModelStore(
-        folder,
-        engine=load_engine("onnx"),
-        options=LoadOptions(threads=config.threads),
-        max_model_size=limits.max_model_bytes,
-        max_models=limits.max_models,
-        max_total_bytes=limits.max_store_bytes,
-        max_uploads=limits.max_uploads,
-        try_first=None if sandbox is None else sandbox.check,
-    )
+    engine = load_engine("onnx")
+
+    def open_store(folder: Path, max_models: int, max_bytes: int, max_uploads: int) -> ModelStore:
+        return ModelStore(
+            folder,
+            engine=engine,
+            options=LoadOptions(threads=config.threads),
+            max_model_size=limits.max_model_bytes,
+            max_models=max_models,
+            max_total_bytes=max_bytes,
+            max_uploads=max_uploads,
+            try_first=None if sandbox is None else sandbox.check,
+        )
+
+    store = open_store(folder, limits.max_models, config.operator_bytes, limits.max_uploads)
+    tenants = {
+        name: open_store(folder / "tenants" / name, q.max_models, q.max_bytes, q.max_uploads)
+        for name, q in config.access.tenants.items()
+    }
+    return Service(store, config, tenants)
 
 
 @contextlib.contextmanager

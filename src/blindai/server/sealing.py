@@ -26,6 +26,7 @@ from blindai.errors import (
 from blindai.inference.at_rest import keep_model, restore_model, restore_models
 from blindai.inference.sealing_key import FileSealingKey
 from blindai.inference.vault import Vault
+from blindai.server.access.principal import OPERATOR
 from blindai.server.events import log_event
 from blindai.server.handover import Handover
 
@@ -50,6 +51,7 @@ class SealedModels:
         attester: Gives the sealing key, and the rollback counter where there is one.
         store: Has the models that run.
         take_over: Whether the key that the code before left may be used.
+        counted: Whether the machine's rollback counter is for this vault: it serves one.
         disk: Writes.
 
     Raises:
@@ -63,6 +65,7 @@ class SealedModels:
         store: ModelStore,
         *,
         take_over: bool = False,
+        counted: bool = True,
         disk: Disk | None = None,
     ) -> None:
         self._store = store
@@ -73,7 +76,7 @@ class SealedModels:
         self._vault: Vault | None = None
         self._why_shut: BlindAIError | None = None
         self._key = _sealing_key(folder, attester)
-        counter = attester.rollback_counter()
+        counter = attester.rollback_counter() if counted else None
         try:
             if take_over:
                 self._caveats = self._handover.take(self._key, counter)
@@ -201,6 +204,15 @@ class SealedModels:
             if name in model.names:
                 with contextlib.suppress(BlindAIError):
                     restore_model(self._open(), self._store, model, [name])
+
+
+def sealed_folder(folder: Path, tenant: str) -> Path:
+    """Return where a tenant's models are sealed: beside the operator's, each in a vault."""
+    if tenant == OPERATOR:
+        return folder
+    tenants = folder.with_name(f"{folder.name}-tenants")
+    tenants.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return tenants / tenant
 
 
 def _digest(model: SealedModel) -> str:

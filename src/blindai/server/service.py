@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from blindai.errors import (
+    BlindAIError,
     ConnectionFailed,
     InferenceError,
     InvalidInput,
@@ -27,8 +28,11 @@ from blindai.errors import (
 )
 from blindai.inference.options import ModelOptions
 from blindai.inference.scheduler import Scheduler
+from blindai.server.access.principal import OPERATOR
 from blindai.server.events import log_event
 from blindai.server.pruning import prune
+from blindai.server.sealing import SealedModels
+from blindai.server.shelves import Shelf, Shelves
 from blindai.server.stepping import Stepping
 
 if TYPE_CHECKING:
@@ -40,8 +44,8 @@ if TYPE_CHECKING:
     from blindai.inference.sequences import Step
     from blindai.inference.store import LoadedModel, ModelRecord, ModelStore, Upload
     from blindai.inference.tensors import Tensor
+    from blindai.server.auth import Principal
     from blindai.server.config import ServerConfig
-    from blindai.server.sealing import SealedModels
     from blindai.server.stepping import Caller
 
 # Of chunks between the network and the disk: at most 512 KiB each, as the protocol holds them.
@@ -95,19 +99,25 @@ class Service:
     """Models, and threads to run them on. Its coroutines are for one event loop.
 
     Args:
-        store: Holds the models.
-        config: How many runs, how many waiting.
+        store: Holds the operator's models.
+        config: How many runs, how many waiting, and which models are public.
+        tenants: Hold the models of tenants, by their names.
 
     Attributes:
-        sealed: Keeps models over restarts; `None`: nothing does. Set by whoever runs the server.
         state: Set by whoever runs the server.
+        shelves: Whose models are where.
         scheduler: Runs the models; its statistics are for metrics.
         stepping: Keeps state between the steps of sequences.
     """
 
-    def __init__(self, store: ModelStore, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        store: ModelStore,
+        config: ServerConfig,
+        tenants: Mapping[str, ModelStore] | None = None,
+    ) -> None:
         self.store = store
-        self.sealed: SealedModels | None = None
+        self.shelves = Shelves(store, config.access, tenants or {})
         self.state = State.STARTING
         self._limits = config.limits
         self._max_batch = config.max_batch
@@ -115,7 +125,7 @@ class Service:
             workers=config.concurrency,
             max_queue=config.limits.max_queue,
             options_for=lambda record: record.options.scheduling(config.max_batch),
-            load_again=store.load_again,
+            load_again=self.shelves.load_again,
         )
         self.stepping = Stepping(config.limits)
         self._decodes = ThreadPoolExecutor(config.concurrency, "blindai-decode")
@@ -129,17 +139,21 @@ class Service:
         """Runs that are under way or wait for a thread."""
         return len(self._running)
 
-    def get(self, key: str) -> LoadedModel:
+    def get(self, key: str, who: Principal) -> LoadedModel:
         """Return a model by its name or SHA-256.
 
-        Raises:
-            ModelNotFound: No such model.
-        """
-        return self.store.get(key)
+        Args:
+            key: Of one of their tenant's models, or of one that is public.
+            who: Asks.
 
-    def records(self) -> list[ModelRecord]:
-        """Return what is known of all models."""
-        return self.store.records()
+        Raises:
+            ModelNotFound: No such model, for them.
+        """
+        return self.shelves.get(key, who)
+
+    def entries(self, who: Principal) -> list[tuple[str, LoadedModel]]:
+        """Return the models that somebody can see, one entry for each name, in their order."""
+        return self.shelves.entries(who)
 
     async def infer(
         self,
@@ -147,6 +161,7 @@ class Service:
         decode: Callable[[], CallT],
         encode: Callable[[CallT, ModelRecord, list[Tensor]], AnswerT],
         *,
+        who: Principal,
         work: int,
         handle: RunHandle,
         caller: Callable[[], Caller],
@@ -157,6 +172,7 @@ class Service:
             key: The model's name or SHA-256.
             decode: Makes the call of a request; runs on a thread if that is much work.
             encode: Makes the answer of a call and its outputs; runs on the run's thread.
+            who: Asks.
             work: Bytes of the request that decoding has to look at one by one.
             handle: Stops the run from outside. Of this run alone.
             caller: Says who asks; called for a step of a sequence only.
@@ -165,10 +181,25 @@ class Service:
             ModelNotFound: No such model.
             InvalidInput: Inputs that do not fit, or no such sequence.
             Overloaded: Too many runs wait, or there is no memory for this one.
+            RateLimited: Too many of their tenant's.
             DeadlineExceeded: The caller's time, or the server's own, is over.
             InferenceError: The run was stopped, or failed.
         """
-        model = self.get(key)
+        model = self.get(key, who)
+        if who.account is None:
+            return await self._infer(model, decode, encode, work, handle, caller)
+        with who.account.run():
+            return await self._infer(model, decode, encode, work, handle, caller)
+
+    async def _infer(
+        self,
+        model: LoadedModel,
+        decode: Callable[[], CallT],
+        encode: Callable[[CallT, ModelRecord, list[Tensor]], AnswerT],
+        work: int,
+        handle: RunHandle,
+        caller: Callable[[], Caller],
+    ) -> AnswerT:
         if len(self._running) >= self._capacity:
             msg = f"{len(self._running)} requests run or wait, which is the limit"
             raise Overloaded(msg)
@@ -220,6 +251,7 @@ class Service:
         name: str,
         chunks: AsyncIterator[bytes],
         *,
+        who: Principal,
         size: int | None,
         sha256: str | None,
         replace: bool,
@@ -230,6 +262,7 @@ class Service:
         Args:
             name: That it shall have.
             chunks: Its bytes. If it raises, nothing is kept.
+            who: Asks; the model is their tenant's.
             size: In bytes, where it is known.
             sha256: In hexadecimal, where it is known.
             replace: Take the name from a model with other weights.
@@ -241,6 +274,22 @@ class Service:
         Raises:
             InferenceError: One of its subclasses; see `blindai.inference.upload`.
         """
+        with who.account.upload() if who.account is not None else contextlib.nullcontext():
+            return await self._upload(
+                name, chunks, who, size=size, sha256=sha256, replace=replace, options=options
+            )
+
+    async def _upload(
+        self,
+        name: str,
+        chunks: AsyncIterator[bytes],
+        who: Principal,
+        *,
+        size: int | None,
+        sha256: str | None,
+        replace: bool,
+        options: ModelOptions | None,
+    ) -> tuple[ModelRecord, bool]:
         options = options or ModelOptions()
         options.scheduling(self._max_batch)  # refuses what the operator does not allow
         if self._uploading >= self._limits.max_uploads:
@@ -248,8 +297,9 @@ class Service:
             raise Overloaded(msg, retry_after=10.0)
         loop = asyncio.get_running_loop()
         pipe = _Pipe(loop)
-        begin = partial(self.store.begin_upload, name, expected_size=size, options=options)
-        job = partial(self._receive, pipe, begin, sha256=sha256, replace=replace)
+        shelf = self.shelves.of(who)
+        begin = partial(shelf.store.begin_upload, name, expected_size=size, options=options)
+        job = partial(self._receive, pipe, begin, shelf, sha256=sha256, replace=replace)
         self._uploading += 1
         worker = loop.run_in_executor(self._loads, job)
         worker.add_done_callback(self._upload_ended)
@@ -275,6 +325,7 @@ class Service:
         self,
         pipe: _Pipe,
         begin: Callable[[], Upload],
+        shelf: Shelf,
         *,
         sha256: str | None,
         replace: bool,
@@ -282,38 +333,52 @@ class Service:
         with begin() as upload:
             for chunk in pipe:
                 upload.write(chunk)
-            before = next((r.key for r in self.records() if upload.name in r.names), None)
+            before = next((r.key for r in shelf.store.records() if upload.name in r.names), None)
             record = upload.commit(expected_sha256=sha256, replace=replace)
-            if self.sealed is not None:
-                self.sealed.keep(upload.name, self.store.get(record.key))
+            if shelf.sealed is not None:
+                shelf.sealed.keep(upload.name, shelf.store.get(record.key))
             # Unless it was deleted at once.
             with contextlib.suppress(ModelNotFound):
-                self.scheduler.prepare(self.store.get(record.key))
+                self.scheduler.prepare(shelf.store.get(record.key))
         log_event("model_loaded", sha256=record.sha256, size=record.size)
         return record, before != record.key
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, who: Principal) -> None:
         """Take a name away, and with its last name the model.
 
+        Args:
+            name: Of one of their tenant's models.
+            who: Asks.
+
         Raises:
-            ModelNotFound: No model has this name.
+            ModelNotFound: No model of theirs has this name.
         """
-        await asyncio.to_thread(self._delete, name)
-        log_event("model_deleted", models=len(self.records()))
+        shelf = self.shelves.of(who)
+        await asyncio.to_thread(self._delete, name, shelf)
+        log_event("model_deleted", models=len(shelf.store.records()))
 
     def prune(self, unused_for: timedelta, spared: AbstractSet[str]) -> list[str]:
-        """Delete models that nobody used for long; see `blindai.server.pruning`. Slow."""
-        last_runs = {
-            each.sha256: each.last_inference / 1000 for each in self.scheduler.statistics()
-        }
-        return prune(
-            self.store,
-            self.sealed,
-            last_run=lambda entry: last_runs.get(entry.record.key, 0.0),
-            unused_for=unused_for,
-            spared=spared,
-            now=time.time(),
-        )
+        """Delete models that nobody used for long; see `blindai.server.pruning`. Slow.
+
+        Args:
+            unused_for: How long.
+            spared: Names of the operator's models that stay.
+        """
+        gone: list[str] = []
+        for tenant, shelf in self.shelves.items():
+            gone += prune(
+                shelf.store,
+                shelf.sealed,
+                last_run=self._last_run,
+                unused_for=unused_for,
+                spared=spared if tenant == OPERATOR else frozenset(),
+                now=time.time(),
+            )
+        return gone
+
+    def _last_run(self, entry: LoadedModel) -> float:
+        found = self.scheduler.statistics_of(entry.model)
+        return 0.0 if found is None else found.last_inference / 1000
 
     async def hand_over(self, measurements: Mapping[str, bytes]) -> None:
         """Let other code open the sealed models; see `SealedModels.hand_over`.
@@ -323,7 +388,7 @@ class Service:
             ConfigurationError: The platform cannot.
             SealedDataError: The sealed models are shut.
         """
-        await asyncio.to_thread(self._sealed().hand_over, measurements)
+        await asyncio.to_thread(_all, self._sealed(), lambda each: each.hand_over(measurements))
 
     async def withdraw_handover(self) -> None:
         """Let no other code open the sealed models any more; see `SealedModels.withdraw`.
@@ -333,19 +398,20 @@ class Service:
             SealedDataError: The sealed models are shut, or one of them is damaged.
             Overloaded: The disk has no room to seal them anew.
         """
-        await asyncio.to_thread(self._sealed().withdraw)
+        await asyncio.to_thread(_all, self._sealed(), SealedModels.withdraw)
 
-    def _sealed(self) -> SealedModels:
-        if self.sealed is None:
+    def _sealed(self) -> list[SealedModels]:
+        sealed = [shelf.sealed for shelf in self.shelves if shelf.sealed is not None]
+        if not sealed:
             msg = "this server seals no models: there is nothing to hand over"
             raise InvalidInput(msg)
-        return self.sealed
+        return sealed
 
-    def _delete(self, name: str) -> None:
-        if self.sealed is None:
-            self.store.delete(name)
+    def _delete(self, name: str, shelf: Shelf) -> None:
+        if shelf.sealed is None:
+            shelf.store.delete(name)
         else:
-            self.sealed.delete(name)
+            shelf.sealed.delete(name)
 
     def stop_runs(self) -> None:
         """Make all runs end soon, with an error."""
@@ -359,9 +425,19 @@ class Service:
         self._decodes.shutdown(cancel_futures=True)
         self.scheduler.close()
         self._loads.shutdown(cancel_futures=True)
-        if self.sealed is not None:
-            self.sealed.close()
-        self.store.close()
+        self.shelves.close()
+
+
+def _all(sealed: Sequence[SealedModels], change: Callable[[SealedModels], None]) -> None:
+    """Change each; one that cannot be keeps none of the others from it."""
+    failed: list[BlindAIError] = []
+    for each in sealed:
+        try:
+            change(each)
+        except BlindAIError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
 
 
 async def _next_unless(

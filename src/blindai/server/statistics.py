@@ -18,29 +18,28 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from blindai.inference.served import BatchStatistics, ServedStatistics
+    from blindai.server.access.principal import Principal
     from blindai.server.service import Service
 
 _PARTS: Final = ("compute_input", "compute_infer", "compute_output")
 
 
 def collect_statistics(
-    service: Service, name: str | None = None
+    service: Service, who: Principal, name: str | None = None
 ) -> list[tuple[str, ServedStatistics]]:
     """Return what models have served, each with a name, in the order of names.
 
     Args:
         service: Has the models.
-        name: Of one model, or its SHA-256; `None`: all names.
+        who: Asks.
+        name: Of one model, or its SHA-256; `None`: all names that they can see.
 
     Raises:
         ModelNotFound: No such model.
     """
-    if name is not None:
-        wanted = [(name, service.get(name).record.key)]
-    else:
-        wanted = sorted((name, record.key) for record in service.records() for name in record.names)
-    known = {entry.sha256: entry for entry in service.scheduler.statistics()}
-    return [(name, known.get(key) or Served().statistics()) for name, key in wanted]
+    wanted = service.entries(who) if name is None else [(name, service.get(name, who))]
+    of = service.scheduler.statistics_of
+    return [(name, of(entry.model) or Served().statistics()) for name, entry in wanted]
 
 
 def describe_statistics(name: str, version: str, served: ServedStatistics) -> dict[str, object]:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from blindai.inference.sequences import Held
     from blindai.inference.store import ModelRecord
     from blindai.inference.tensors import Tensor
-    from blindai.server.auth import Access
+    from blindai.server.auth import Access, Principal
     from blindai.server.config import Limits
     from blindai.server.limits import ByteBudget
     from blindai.server.open_inference import Answer, InferenceCall
@@ -91,8 +91,8 @@ class Streams:
 
     async def stream(self, request: Request) -> Response:
         """Run a model in a loop, and answer while it runs."""
-        self._access.check(Scope.RUN, request.bearer_token)
-        record = self._service.get(request.name).record
+        who = self._access.admit(Scope.RUN, request)
+        record = self._service.get(request.name, who).record
         if request.http_version != "1.1":
             msg = "expected HTTP/1.1 for a streamed answer, came 1.0"
             raise InvalidInput(msg)
@@ -108,7 +108,7 @@ class Streams:
             missing = missing_state(loop.state, call.inputs, record)
             sequences.hold(held, size_of_zeros(missing) + size_of(call.inputs))
             call = replace(call, inputs=(*call.inputs, *zeros(missing)))
-            stream = _Loop(self._service, self._limits, request.name, held, call, loop, caller)
+            stream = _Loop(self._service, self._limits, request.name, held, call, loop, caller, who)
             request.watch(stream.stop)
             stack.callback(request.watch, None)
             await stream.begin()
@@ -130,7 +130,9 @@ class _Loop:
         call: InferenceCall,
         loop: Loop,
         caller: Caller,
+        who: Principal,
     ) -> None:
+        self._who = who
         self._service = service
         self._limits = limits
         self._name = name
@@ -203,6 +205,7 @@ class _Loop:
             self._held.record.key,
             lambda: call,
             self._encode,
+            who=self._who,
             work=0,
             handle=self._handle,
             caller=lambda: self._caller,

@@ -138,7 +138,7 @@ class RunningServer:
         await serve(
             self._config,
             self._attester,
-            access=Access(self.token),
+            access=Access(self.token, self._config.access),
             on_ready=self._on_ready,
             stop=self._stop,
         )

@@ -29,6 +29,8 @@ def test_codes_are_grpcs():
     [
         (errors.InvalidInput("x"), StatusCode.INVALID_ARGUMENT),
         (errors.AccessDenied("x"), StatusCode.UNAUTHENTICATED),
+        (errors.NotPermitted("x"), StatusCode.PERMISSION_DENIED),
+        (errors.RateLimited("x"), StatusCode.RESOURCE_EXHAUSTED),
         (errors.ModelNotFound("x"), StatusCode.NOT_FOUND),
         (errors.ModelConflict("x"), StatusCode.ALREADY_EXISTS),
         (errors.LimitExceeded("x"), StatusCode.RESOURCE_EXHAUSTED),

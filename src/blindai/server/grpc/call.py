@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from blindai.errors import BlindAIError, DeadlineExceeded, InferenceError, InvalidInput, Overloaded
+from blindai.server.access.principal import NOBODY
 from blindai.server.encoding import IDENTITY, inflate
 from blindai.server.events import log_event, place_of
 from blindai.server.grpc.request import PREFIX, Assembler, Message
@@ -26,6 +27,7 @@ from blindai.server.grpc.status import OK, Status, StatusCode, encode_trailers, 
 from blindai.server.stepping import Caller
 
 if TYPE_CHECKING:
+    from blindai.server.access.principal import Principal
     from blindai.server.grpc.hpack import Field
     from blindai.server.grpc.request import Head
     from blindai.server.limits import Share
@@ -58,7 +60,7 @@ class Method:
     unary: Callable[[Call, Message], Awaitable[Parts]] | None = None
     stream: Callable[[Call], Awaitable[None]] | None = None
     always: bool = False
-    check: Callable[[Call], None] | None = None
+    check: Callable[[Call], Principal] | None = None
     end: Status | None = None
 
 
@@ -68,6 +70,11 @@ class Wire(Protocol):
     @property
     def peer(self) -> str:
         """The address at the other end."""
+        ...
+
+    @property
+    def client_certificate(self) -> bytes | None:
+        """The certificate at the other end, verified, as DER."""
         ...
 
     def transmit(self, call: Call) -> None:
@@ -92,6 +99,7 @@ class Call:
         answered: Whether the answer's header fields were sent.
         trailers: The header block that ends the RPC; `None`: more is to come.
         metadata: Sent with the trailers.
+        who: Calls; known once it has started.
     """
 
     __slots__ = (
@@ -117,6 +125,7 @@ class Call:
         "room",
         "stream",
         "trailers",
+        "who",
         "window",
     )
 
@@ -132,6 +141,7 @@ class Call:
         self.answered = False
         self.trailers: bytes | None = None
         self.metadata: tuple[Field, ...] = ()
+        self.who = NOBODY
         self._wire = wire
         self._method = method
         self._share = share
@@ -161,6 +171,21 @@ class Call:
             return None
         return max(0.0, self._deadline - time.monotonic())
 
+    @property
+    def bearer_token(self) -> bytes | None:
+        """The token that the client presents."""
+        return self.head.token
+
+    @property
+    def peer(self) -> str:
+        """The address that the connection is from."""
+        return self._wire.peer
+
+    @property
+    def client_certificate(self) -> bytes | None:
+        """The client's certificate, verified by TLS, as DER; `None`: it showed none."""
+        return self._wire.client_certificate
+
     def caller(self) -> Caller:
         """Return who calls, as far as that is known."""
         token = self.head.token
@@ -174,7 +199,7 @@ class Call:
             BlindAIError: Why it is refused.
         """
         if self._method.check is not None:
-            self._method.check(self)
+            self.who = self._method.check(self)
         if self.head.timeout is not None:
             self._deadline = time.monotonic() + self.head.timeout
             loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from blindai.channel.tls import peer_certificate
 from blindai.errors import BlindAIError, InvalidInput, LimitExceeded, Overloaded
 from blindai.server.grpc import frames
 from blindai.server.grpc.call import ROOM, Call, Method
@@ -240,6 +241,11 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         found = None if transport is None else transport.get_extra_info("peername")
         return str((found or ("",))[0])
+
+    @property
+    def client_certificate(self) -> bytes | None:
+        """The certificate at the other end, verified, as DER; `None`: there is none."""
+        return None if self._transport is None else peer_certificate(self._transport)
 
     def transmit(self, call: Call) -> None:
         """Send what waits in a call, as far as there is room; the rest as soon as there is."""

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from blindai.inference.records import ModelRecord
     from blindai.inference.tensors import Tensor
-    from blindai.server.auth import Access
+    from blindai.server.auth import Access, Principal
     from blindai.server.grpc.call import Call, Parts
     from blindai.server.grpc.inference import Envelope
     from blindai.server.grpc.request import Message
@@ -71,8 +71,8 @@ _REFUSED: Final = {
     "LogSettings": LOGGING,
 }
 
-# Turns a parsed request into what the answer says.
-_Answerer = Callable[[Any], Awaitable["Mapping[str, object]"]]
+# Turns a parsed request, and who sent it, into what the answer says.
+_Answerer = Callable[[Any, "Principal"], Awaitable["Mapping[str, object]"]]
 
 
 def all_methods(service: Service, desk: EvidenceDesk, access: Access) -> Mapping[bytes, Method]:
@@ -87,11 +87,10 @@ def all_methods(service: Service, desk: EvidenceDesk, access: Access) -> Mapping
     about = _About(service)
     repository = _Repository(service)
 
-    def run(call: Call) -> None:
-        access.check(Scope.RUN, call.head.token)
+    def may(scope: Scope) -> Callable[[Call], Principal]:
+        return partial(access.admit, scope)
 
-    def manage(call: Call) -> None:
-        access.check(Scope.MANAGE, call.head.token)
+    run = may(Scope.RUN)
 
     methods = {
         "ServerLive": Method(unary=_plain("ServerLive", about.live), always=True),
@@ -103,12 +102,14 @@ def all_methods(service: Service, desk: EvidenceDesk, access: Access) -> Mapping
         "ModelStatistics": Method(unary=_plain("ModelStatistics", about.statistics), check=run),
         "ModelInfer": Method(unary=inference.infer, check=run),
         "ModelStreamInfer": Method(stream=inference.stream, check=run),
-        "RepositoryIndex": Method(unary=_plain("RepositoryIndex", repository.index), check=run),
+        "RepositoryIndex": Method(
+            unary=_plain("RepositoryIndex", repository.index), check=may(Scope.LIST)
+        ),
         "RepositoryModelLoad": Method(
-            unary=_plain("RepositoryModelLoad", repository.load), check=manage
+            unary=_plain("RepositoryModelLoad", repository.load), check=may(Scope.UPLOAD)
         ),
         "RepositoryModelUnload": Method(
-            unary=_plain("RepositoryModelUnload", repository.unload), check=manage
+            unary=_plain("RepositoryModelUnload", repository.unload), check=may(Scope.DELETE)
         ),
     }
     for name, why in _REFUSED.items():
@@ -128,7 +129,7 @@ def _plain(name: str, answer: _Answerer) -> Callable[[Call, Message], Awaitable[
         else:
             call.hold(2 * len(message))  # for the copies that protobuf makes
             request = await asyncio.to_thread(parse_message, request_class, message)
-        return [fill_message(response_class, await answer(request)).SerializeToString()]
+        return [fill_message(response_class, await answer(request, call.who)).SerializeToString()]
 
     return serve
 
@@ -203,6 +204,7 @@ class _Inference:
             envelope.model,
             partial(read_call, envelope, call.time_left),
             encode,
+            who=call.who,
             work=envelope.work,
             handle=RunHandle(),
             caller=call.caller,
@@ -215,21 +217,21 @@ class _About:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def live(self, _: Any) -> Mapping[str, object]:
+    async def live(self, _: Any, __: Principal) -> Mapping[str, object]:
         return {"live": True}
 
-    async def ready(self, _: Any) -> Mapping[str, object]:
+    async def ready(self, _: Any, __: Principal) -> Mapping[str, object]:
         return {"ready": self._service.state is State.READY}
 
-    async def server(self, _: Any) -> Mapping[str, object]:
+    async def server(self, _: Any, __: Principal) -> Mapping[str, object]:
         return {"name": "blindai", "version": VERSION, "extensions": EXTENSIONS}
 
-    async def model_ready(self, request: Any) -> Mapping[str, object]:
-        self._record(request)
+    async def model_ready(self, request: Any, who: Principal) -> Mapping[str, object]:
+        self._record(request, who)
         return {"ready": True}
 
-    async def model(self, request: Any) -> Mapping[str, object]:
-        record = self._record(request)
+    async def model(self, request: Any, who: Principal) -> Mapping[str, object]:
+        record = self._record(request, who)
         return {
             "name": request.name,
             "versions": [MODEL_VERSION],
@@ -238,18 +240,20 @@ class _About:
             "outputs": describe_specs(record.outputs),
         }
 
-    async def config(self, request: Any) -> Mapping[str, object]:
-        return {"config": describe_config(request.name, self._record(request))}
+    async def config(self, request: Any, who: Principal) -> Mapping[str, object]:
+        return {"config": describe_config(request.name, self._record(request, who))}
 
-    async def statistics(self, request: Any) -> Mapping[str, object]:
+    async def statistics(self, request: Any, who: Principal) -> Mapping[str, object]:
         check_version(request.version)
-        found = collect_statistics(self._service, request.name or None)
+        if not request.name:
+            who.check(Scope.LIST)
+        found = collect_statistics(self._service, who, request.name or None)
         stats = [describe_statistics(name, MODEL_VERSION, served) for name, served in found]
         return {"model_stats": stats}
 
-    def _record(self, request: Any) -> ModelRecord:
+    def _record(self, request: Any, who: Principal) -> ModelRecord:
         check_version(request.version)
-        return self._service.get(request.name).record
+        return self._service.get(request.name, who).record
 
 
 class _Repository:
@@ -258,27 +262,25 @@ class _Repository:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def index(self, _: Any) -> Mapping[str, object]:
-        names = sorted(name for record in self._service.records() for name in record.names)
+    async def index(self, _: Any, who: Principal) -> Mapping[str, object]:
         return {
             "models": [
                 {"name": name, "version": MODEL_VERSION, "state": "READY", "reason": ""}
-                for name in names
+                for name, _ in self._service.entries(who)
             ]
         }
 
-    async def load(self, request: Any) -> Mapping[str, object]:
-        await load_model(
-            self._service, request.model_name, _parse_load(read_parameters(request.parameters))
-        )
+    async def load(self, request: Any, who: Principal) -> Mapping[str, object]:
+        call = _parse_load(read_parameters(request.parameters))
+        await load_model(self._service, who, request.model_name, call)
         return {}
 
-    async def unload(self, request: Any) -> Mapping[str, object]:
+    async def unload(self, request: Any, who: Principal) -> Mapping[str, object]:
         for name, value in read_parameters(request.parameters).items():
             if name != "unload_dependents" or type(value) is not bool:
                 msg = f"parameters: expected 'unload_dependents', came {name[:_SHOWN]!r}"
                 raise InvalidInput(msg)
-        await self._service.delete(request.model_name)
+        await self._service.delete(request.model_name, who)
         return {}
 
 

@@ -21,7 +21,9 @@ from blindai.errors import (
     LimitExceeded,
     ModelConflict,
     ModelNotFound,
+    NotPermitted,
     Overloaded,
+    RateLimited,
     SealedDataError,
 )
 from blindai.server.grpc.hpack import encode_fields
@@ -39,6 +41,7 @@ class StatusCode(IntEnum):
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
     ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     UNIMPLEMENTED = 12
     INTERNAL = 13
@@ -50,6 +53,7 @@ class StatusCode(IntEnum):
 CODES: Final[Mapping[type[BlindAIError], StatusCode]] = {
     InvalidInput: StatusCode.INVALID_ARGUMENT,
     AccessDenied: StatusCode.UNAUTHENTICATED,
+    NotPermitted: StatusCode.PERMISSION_DENIED,
     ModelNotFound: StatusCode.NOT_FOUND,
     ModelConflict: StatusCode.ALREADY_EXISTS,
     LimitExceeded: StatusCode.RESOURCE_EXHAUSTED,
@@ -57,6 +61,7 @@ CODES: Final[Mapping[type[BlindAIError], StatusCode]] = {
     InferenceError: StatusCode.INTERNAL,
     SealedDataError: StatusCode.UNAVAILABLE,
     Overloaded: StatusCode.UNAVAILABLE,
+    RateLimited: StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     ConnectionFailed: StatusCode.CANCELLED,
     BlindAIError: StatusCode.INTERNAL,
