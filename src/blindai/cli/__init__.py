@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from blindai.cli import (
+    audit,
     config,
     demo,
     doctor,
@@ -78,6 +79,7 @@ for _command in (
     models.delete,
     models.reseal,
     receipt.receipt,
+    audit.audit,
     doctor.doctor,
     demo.demo,
 ):

@@ -17,9 +17,11 @@ LOGGER: Final = logging.getLogger("blindai.server")
 FIELDS: Final = frozenset(
     {
         "address",
+        "entries",
         "error",
         "error_id",
         "file",
+        "head",
         "models",
         "not_after",
         "place",
