@@ -74,6 +74,12 @@ _TOKEN_FILE_MODE = 0o600
     help="Open --sealed-models with the key that the version before left by `blindai reseal`.",
 )
 @click.option(
+    "--audit-log",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write down in who changes what is served, before they do; "
+    "see `blindai audit verify`.",
+)
+@click.option(
     "--prune-after",
     type=click.IntRange(1),
     metavar="DAYS",

@@ -259,20 +259,20 @@ class Models:
 
     async def hand_over(self, request: Request) -> Response:
         """Let the code with other measurements open the sealed models."""
-        self._access.admit(Scope.ADMIN, request)
+        who = self._access.admit(Scope.ADMIN, request)
         with ByteBudget(_MAX_MEASUREMENTS).share() as share:
             body = await request.body(limit=_MAX_MEASUREMENTS, share=share)
         measurements = _parse_measurements(body)
         try:
-            await self._service.hand_over(measurements)
+            await self._service.hand_over(measurements, who)
         except ConfigurationError as error:
             raise InvalidInput(str(error)) from error
         return Response(204)
 
     async def withdraw_handover(self, request: Request) -> Response:
         """Seal the models anew, so that no other code can open them any more."""
-        self._access.admit(Scope.ADMIN, request)
-        await self._service.withdraw_handover()
+        who = self._access.admit(Scope.ADMIN, request)
+        await self._service.withdraw_handover(who)
         return Response(204)
 
     async def delete(self, request: Request) -> Response:

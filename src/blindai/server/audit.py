@@ -33,7 +33,21 @@ if TYPE_CHECKING:
 
 # Of a subject: a JWT's may be as long as its issuer likes.
 _MAX_SUBJECT: Final = 256
-_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def make_file(path: Path, disk: Disk | None = None) -> None:
+    """Make the file of a log where it is missing; its name, too, is to survive a power cut.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    disk = disk or Disk()
+    try:
+        disk.close(disk.create(path))
+    except FileExistsError:
+        return
+    disk.sync_folder(path.parent)
 
 
 class Who(Protocol):
@@ -86,15 +100,14 @@ class AuditLog:
         self._broken = ""
         self.failures = 0
         try:
-            self._file = os.open(path, _FLAGS, 0o600)
+            make_file(path, self._disk)
+            self._file = os.open(path, _FLAGS)
         except OSError as error:
             msg = f"audit_log: cannot write to {path}: {error.strerror}"
             raise ConfigurationError(msg) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._head, self._size, self._torn = self._recover()
-            # The file's name, too, is to survive a power cut.
-            self._disk.sync_folder(path.parent)
         except BlockingIOError as error:
             os.close(self._file)
             msg = f"audit_log: another server writes to {path}"
@@ -123,9 +136,14 @@ class AuditLog:
             Overloaded: The entry cannot be written.
         """
         with self._lock:
-            self._key = key
-            torn, self._torn = self._torn, None
-            self._append("keys", evidence=evidence, torn=torn)
+            before, self._key = self._key, key
+            try:
+                self._append("keys", evidence=evidence, torn=self._torn)
+            except Overloaded:
+                # The one before still holds, and is known.
+                self._key = before
+                raise
+            self._torn = None
         log_event("audit_head", entries=self._head.entries, head=self._head.sha256)
 
     @contextlib.contextmanager

@@ -131,6 +131,7 @@ class Settings(BaseSettings):
     sealed_models: Path | None = None
     take_over: bool = False
     prune_after: int | None = None
+    audit_log: Path | None = None
     store: Path | None = None
     gpus: bool = False
     tpm: str | None = None
@@ -246,6 +247,7 @@ def server_config(settings: Settings, platform: Platform) -> ServerConfig:
         models=settings.models,
         sealed=settings.sealed_models,
         take_over=settings.take_over,
+        audit_log=settings.audit_log,
         prune_after=None if days is None else _span("prune_after", days=days),
         gpus=settings.gpus,
         store=settings.store,
