@@ -15,6 +15,7 @@ from blindai.attestation.model import Platform
 from blindai.attestation.wire import MEDIA_TYPE
 from blindai.errors import InvalidInput, Overloaded
 from blindai.server.app import App, Response, Routes, error_response, json_response
+from blindai.server.events import log_event
 from blindai.server.metrics import MEDIA_TYPE as METRICS
 from blindai.server.metrics import Metrics
 from blindai.server.open_inference import EXTENSIONS
@@ -23,6 +24,7 @@ from blindai.server.service import State
 
 if TYPE_CHECKING:
     from blindai.server.identity import EvidenceDesk, Identity
+    from blindai.server.limits import ByteBudget
     from blindai.server.request import Request
     from blindai.server.service import Service
 
@@ -84,16 +86,27 @@ def shared_routes(service: Service, desk: EvidenceDesk) -> Routes:
     }
 
 
-def public_app(service: Service, desk: EvidenceDesk) -> App:
-    """Return the application of the unattested port."""
+def public_app(service: Service, desk: EvidenceDesk, bodies: ByteBudget) -> App:
+    """Return the application of the unattested port.
+
+    Args:
+        service: Runs models.
+        desk: Evidence of the present identity; of this port alone.
+        bodies: Counts what requests hold, for the metrics.
+    """
 
     async def page(_: Request) -> Response:
         body = status_page(desk.identity, service.state).encode()
         return Response(200, (body,), b"text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
-    collected = Metrics(service, desk)
+    collected = Metrics(service, desk, bodies)
 
     async def metrics(_: Request) -> Response:
+        # Its age and what it says are among them. Old evidence stays where there is no new.
+        try:
+            await desk.cached()
+        except Exception as error:  # noqa: BLE001 - whatever a driver does, the numbers are told
+            log_event("no_evidence", level="error", error=type(error).__name__)
         return Response(200, (collected.render(),), METRICS, headers=(_NO_STORE,))
 
     routes = {
@@ -101,7 +114,12 @@ def public_app(service: Service, desk: EvidenceDesk) -> App:
         b"/": {"GET": page},
         b"/metrics": {"GET": metrics},
     }
-    return App(service, always=with_document(routes), ready={})
+    return App(
+        service,
+        always=with_document(routes),
+        ready={},
+        answers=service.traffic.answers["public"],
+    )
 
 
 def status_page(identity: Identity, state: State) -> str:

@@ -256,7 +256,7 @@ class _Server:
             await self._grpc.serve(all_methods(self._service, desk, self._access), context)
         # Of its own, so that nobody there can use up what clients need.
         public_desk = EvidenceDesk(identity, self._attesting, limits)
-        await self._public.serve(public_app(self._service, public_desk), None)
+        await self._public.serve(public_app(self._service, public_desk, self._bodies), None)
         not_after = identity.keys.public.not_after
         log_event("new_keys", not_after=not_after.isoformat())
 

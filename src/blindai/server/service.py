@@ -34,6 +34,7 @@ from blindai.server.pruning import prune
 from blindai.server.sealing import SealedModels
 from blindai.server.shelves import Shelf, Shelves
 from blindai.server.stepping import Stepping
+from blindai.server.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -107,11 +108,13 @@ class Service:
         audit: Told of what changes what is served.
 
     Attributes:
+        limits: What it accepts.
         state: Set by whoever runs the server.
         audit: Told of what changes what is served, before it does; `None`: nobody is.
         shelves: Whose models are where.
         scheduler: Runs the models; its statistics are for metrics.
         stepping: Keeps state between the steps of sequences.
+        traffic: Counts what comes and goes.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class Service:
         self.shelves = Shelves(store, config.access, tenants or {})
         self.state = State.STARTING
         self.audit = audit
-        self._limits = config.limits
+        self.limits = config.limits
         self._max_batch = config.max_batch
         self.scheduler = Scheduler(
             workers=config.concurrency,
@@ -135,6 +138,7 @@ class Service:
             load_again=self.shelves.load_again,
         )
         self.stepping = Stepping(config.limits)
+        self.traffic = Traffic()
         self._decodes = ThreadPoolExecutor(config.concurrency, "blindai-decode")
         self._loads = ThreadPoolExecutor(config.limits.max_uploads, "blindai-load")
         self._capacity = config.concurrency + config.limits.max_queue
@@ -241,7 +245,7 @@ class Service:
         began: float,
         handle: RunHandle,
     ) -> Future[AnswerT]:
-        longest = self._limits.max_run_time
+        longest = self.limits.max_run_time
         return self.scheduler.submit(
             model,
             call.inputs,
@@ -299,7 +303,7 @@ class Service:
     ) -> tuple[ModelRecord, bool]:
         options = options or ModelOptions()
         options.scheduling(self._max_batch)  # refuses what the operator does not allow
-        if self._uploading >= self._limits.max_uploads:
+        if self._uploading >= self.limits.max_uploads:
             msg = f"{self._uploading} uploads are under way, which is the limit"
             raise Overloaded(msg, retry_after=10.0)
         loop = asyncio.get_running_loop()
