@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +81,13 @@ _TOKEN_FILE_MODE = 0o600
     "see `blindai audit verify`.",
 )
 @click.option(
+    "--log-level",
+    type=click.Choice(["info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="The least that is logged, to standard error, as lines of JSON.",
+)
+@click.option(
     "--prune-after",
     type=click.IntRange(1),
     metavar="DAYS",
@@ -129,10 +137,12 @@ def serve(
     effective = load(config_file, _flags(context))
     settings = effective.settings
     from blindai.server.auth import Access, generate_token  # noqa: PLC0415 - an extra
+    from blindai.server.events import log_to  # noqa: PLC0415
     from blindai.server.hardening import confined  # noqa: PLC0415
     from blindai.server.run import run  # noqa: PLC0415
     from blindai.server.settings import server_config  # noqa: PLC0415
 
+    log_to(sys.stderr, settings.log_level)
     attester = create_attester(
         settings.platform, Machine(tpm=settings.tpm, ak_certificates=settings.ak_certificates)
     )

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import TYPE_CHECKING, Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, create_model
@@ -132,6 +132,7 @@ class Settings(BaseSettings):
     take_over: bool = False
     prune_after: int | None = None
     audit_log: Path | None = None
+    log_level: Literal["info", "warning", "error"] = "info"
     store: Path | None = None
     gpus: bool = False
     tpm: str | None = None
