@@ -136,20 +136,31 @@ def compare(workload, make, names, connections, rounds, seconds):
                 missing.append({"workload": workload, "system": name, "why": str(error)[:300]})
                 print(f"{workload}: left out {name}: {error}", flush=True)
         for count in connections:
-            rows += measure(workload, running, count, rounds, seconds)
+            found, gave_up = measure(workload, running, count, rounds, seconds)
+            rows += found
+            missing += gave_up
     return rows, missing
 
 
 def measure(workload, running, count, rounds, seconds):
-    """Return a row for each running system."""
+    """Return a row for each running system, and which of them stopped answering."""
     taken = {each: [] for each in running}
-    for each in running:
-        # To warm up, and to know for how long a window holds several answers of each.
-        slowest = each.load(count, seconds / 2).p50
-        seconds = max(seconds, min(3.0, 2 * slowest))
-    for _ in range(rounds):
-        for each in running:
-            taken[each].append(each.load(count, seconds))
+    missing = []
+    for turn in range(rounds + 1):
+        for each in list(taken):
+            try:
+                # The first is to warm up, and to know how long a window holds several answers.
+                load = each.load(count, seconds if turn else seconds / 2)
+            except (systems.RefusedError, OSError) as error:
+                del taken[each]
+                why = f"with {count} clients, in round {turn}: {error}"
+                missing.append({"workload": workload, "system": each.name, "why": why[:300]})
+                print(f"{workload}: gave up {each.name}: {why}", flush=True)
+                continue
+            if turn:
+                taken[each].append(load)
+            else:
+                seconds = max(seconds, min(3.0, 2 * load.p50))
             time.sleep(0.05)
     rows = []
     for each, loads in taken.items():
@@ -175,7 +186,7 @@ def measure(workload, running, count, rounds, seconds):
             "{p50_ms:>9} ms  p99 {p99_ms:>9} ms  CPU {cpu_us:>8} µs".format(**row),
             flush=True,
         )
-    return rows
+    return rows, missing
 
 
 def machine():

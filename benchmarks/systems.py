@@ -121,7 +121,8 @@ def in_process(run, threads, seconds):
 
     def work():
         own = []
-        while (begun := time.perf_counter()) < until:
+        while not own or time.perf_counter() < until:
+            begun = time.perf_counter()
             run()
             own.append(time.perf_counter() - begun)
         with lock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import blindai
 from blindai.testing import start_server
 from tests.cli.conftest import tiny_model
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -23,17 +23,6 @@ README = (ROOT / "README.md").read_text()
 def blocks(language):
     """Return the README's code blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-def free_ports(count):
-    """Return ports that nothing listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [str(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture
@@ -56,7 +45,7 @@ def test_shell_blocks(folder):
     )
     try:
         assert any(line.startswith("ready ") for line in server.stdout)
-        script = "set -e\n" + use.replace("50051", attested)
+        script = "set -e\n" + use.replace("50051", str(attested))
         done = subprocess.run(
             ["bash", "-c", script],
             cwd=folder,

@@ -95,6 +95,15 @@ def test_triton_looks_around(triton):
     assert stats["name"] == "adder"
 
 
+def test_triton_steps(triton):
+    """The client makes the steps of a sequence; its state, here a sum, stays inside."""
+    more = {"sequence_start": True, "parameters": {"sequence_state": {"x": "y"}}}
+    first = triton.infer("adder", [tensor("x", np.float32([5]), "FP32")], sequence_id=9, **more)
+    assert first.as_numpy("y").tolist() == [6.0]
+    for expected in (7.0, 8.0):
+        assert triton.infer("adder", [], sequence_id=9).as_numpy("y").tolist() == [expected]
+
+
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
 def test_triton_infers(triton, binary, coding):

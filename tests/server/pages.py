@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from blindai.attestation.model import Claims, Platform
 from blindai.server.load_history import LENGTH, Load
-from blindai.server.own_evidence import OwnEvidence
+from blindai.server.self_check import SelfCheck
 from blindai.server.status_page import Status
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -33,7 +33,7 @@ def status(**changes):
         "version": "1.0.0",
         "now": NOW,
         "keys_until": NOW + timedelta(days=7),
-        "evidence": OwnEvidence(claims()),
+        "evidence": SelfCheck(claims()),
         "evidence_age": 423.0,
         "host": "gpu-7.hospital.example:50052",
         "port": 50051,

@@ -17,6 +17,7 @@ from blindai.confinement.landlock import landlock_version
 from blindai.server.config import ServerConfig
 from blindai.server.hardening import UNCONFINED, confined
 from tests.inference.models import identity
+from tests.ports import free_ports
 
 ATTACKS = Path(__file__).parents[1] / "confinement" / "attacks.py"
 FILES = (
@@ -33,14 +34,6 @@ PLAIN = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
 BESIDE = PLAIN if os.geteuid() == 0 and shutil.which("setpriv") else []
 
 pytestmark = pytest.mark.skipif(not landlock_version(), reason="this kernel has no Landlock")
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

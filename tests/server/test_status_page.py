@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blindai.server.own_evidence import OwnEvidence
+from blindai.server.self_check import SelfCheck
 from blindai.server.status_page import content_security_policy, render, verify_command
 from tests.server.pages import claims, status
 
@@ -93,7 +93,7 @@ def test_names_of_private_models_are_a_count():
 def test_evidence_that_cannot_be_read_here_is_said():
     """Where the server cannot verify its own evidence, the reason stands there, and no values."""
     problem = "EndorsementError: expected a <list>, came none"
-    text = words(status(evidence=OwnEvidence(None, problem)))
+    text = words(status(evidence=SelfCheck(None, problem)))
     assert problem in text
     assert "Weaknesses" not in text
 
@@ -151,11 +151,11 @@ def test_values_stay_text(text):
         host=text,
         confinement=(text,),
         public_models=(text,),
-        evidence=OwnEvidence(claims({text: b"\x01"}, weaknesses=(text,))),
+        evidence=SelfCheck(claims({text: b"\x01"}, weaknesses=(text,))),
     )
-    plain = status(evidence=OwnEvidence(claims({"m": b"\x01"})))
+    plain = status(evidence=SelfCheck(claims({"m": b"\x01"})))
     assert [tag for tag, _ in read(evil).tags] == [tag for tag, _ in read(plain).tags]
-    failed = status(evidence=OwnEvidence(None, text))
+    failed = status(evidence=SelfCheck(None, text))
     assert "<script>" not in render(failed).decode().split("</main>")[0]
 
 

@@ -80,3 +80,18 @@ def policies(path: Path) -> None:
     assert_type(Policy.from_toml("version = 1"), Policy)
     assert_type(Policy.simulation(), Policy)
     assert_type(blindai.__version__, str)
+
+
+def streamed(client: Client) -> None:
+    state = {"past": "present"}
+    found = client.stream("m", {"x": [1]}, max_steps=9, state=state, greedy={"x": "y"}, stop=2)
+    assert_type(found, Generator[Result, None, str])
+    with client.sequence("m", state=state) as sequence:
+        assert_type(sequence.step({"x": [1]}, outputs=["y"]), Result)
+        assert_type(sequence.steps, int)
+
+
+async def streamed_async(client: AsyncClient) -> None:
+    assert_type(client.stream("m", [1], max_steps=9), AsyncGenerator[Result])
+    async with client.sequence("m", state={"past": "present"}) as sequence:
+        assert_type(await sequence.step([1]), Result)

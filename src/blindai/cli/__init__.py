@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from blindai.cli import (
+    audit,
     config,
     demo,
     doctor,
@@ -24,6 +25,7 @@ from blindai.cli import (
     policy,
     receipt,
     serve,
+    stream,
     telemetry,
     verify,
 )
@@ -74,10 +76,12 @@ for _command in (
     measure.measure,
     models.upload,
     models.run,
+    stream.stream,
     models.models,
     models.delete,
     models.reseal,
     receipt.receipt,
+    audit.audit,
     doctor.doctor,
     demo.demo,
 ):

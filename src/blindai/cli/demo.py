@@ -97,6 +97,7 @@ def _refused(address: str) -> str:
 def _server(token_file: Path) -> Iterator[tuple[str, str]]:
     command = [sys.executable, "-m", "blindai", "serve", "--platform", "simulation"]
     command += ["--port", "0", "--public-port", "0", "--no-grpc", "--token-file", str(token_file)]
+    command += ["--log-level", "error"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own command line
     try:
         for line in process.stdout or ():

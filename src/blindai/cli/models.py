@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,24 @@ import click
 import numpy as np
 
 from blindai.attestation.policy import Policy
+from blindai.cli.arrays import arrays_to_json, load_input, summary
 from blindai.cli.files import write_file
-from blindai.cli.options import Target, json_option, server_option, target_options, token_option
+from blindai.cli.options import (
+    Target,
+    json_option,
+    mark_simulation,
+    server_option,
+    target_options,
+    token_option,
+)
 from blindai.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from blindai.attestation.model import AttestationResult
     from blindai.client.results import ModelInfo
     from blindai.inference.tensors import TensorSpec
 
-_SHOWN_VALUES = 6
 # Of a TPM, and of a simulation; not "ak" and the like, which are the machine's.
 _OF_CODE = ("pcr", "measurement")
 
@@ -75,7 +80,7 @@ def upload(
             tolerance=tolerance,
             max_batch=max_batch,
         )
-        _mark_simulation(client.attestation, as_json=as_json)
+        mark_simulation(client.attestation, as_json=as_json)
     if as_json:
         click.echo(json.dumps(_info_to_json(info)))
     else:
@@ -107,24 +112,19 @@ def run(
     name: str, *, inputs: tuple[str, ...], output: Path | None, target: Target, as_json: bool
 ) -> None:
     """Run the model NAME on a verified server."""
-    tensors = dict(_load_input(argument) for argument in inputs)
+    tensors = dict(load_input(argument) for argument in inputs)
     with target.connect() as client:
         result = client.run_model(name, tensors)
         arrays = dict(result)
-        _mark_simulation(client.attestation, as_json=as_json)
+        mark_simulation(client.attestation, as_json=as_json)
     if output is not None:
         write_file(output, _to_npz(arrays))
     if as_json:
-        outputs = {
-            key: {"dtype": str(a.dtype), "shape": list(a.shape), "data": _plain(a)}
-            for key, a in arrays.items()
-        }
+        outputs = arrays_to_json(arrays)
         click.echo(json.dumps({"model": name, "sha256": result.model_sha256, "outputs": outputs}))
         return
     for key, array in arrays.items():
-        values = " ".join(map(str, array.reshape(-1)[:_SHOWN_VALUES]))
-        more = " …" if array.size > _SHOWN_VALUES else ""
-        click.echo(f"{key}  {array.dtype}{list(array.shape)}  {values}{more}")
+        click.echo(summary(key, array))
     if output is not None:
         click.echo(f"wrote {output}")
 
@@ -137,7 +137,7 @@ def models(target: Target, *, as_json: bool) -> None:
     """List the models of a verified server."""
     with target.connect() as client:
         infos = client.models()
-        _mark_simulation(client.attestation, as_json=as_json)
+        mark_simulation(client.attestation, as_json=as_json)
     if as_json:
         click.echo(json.dumps([_info_to_json(info) for info in infos]))
         return
@@ -188,14 +188,14 @@ def reseal(
     if next_policy is None:
         with target.connect(token) as client:
             client.withdraw_handover()
-            _mark_simulation(client.attestation, as_json=as_json)
+            mark_simulation(client.attestation, as_json=as_json)
         text = "sealed anew: no other code can open the models"
         click.echo(json.dumps({"withdrawn": True}) if as_json else text)
         return
     measurements = _measurements_of(next_policy)
     with target.connect(token) as client:
         client.hand_over(measurements)
-        _mark_simulation(client.attestation, as_json=as_json)
+        mark_simulation(client.attestation, as_json=as_json)
     listed = sorted(measurements)
     text = json.dumps({"handed_over_to": {n: measurements[n].hex() for n in listed}})
     click.echo(text if as_json else f"handed over to code with this {', '.join(listed)}")
@@ -241,34 +241,7 @@ def _info_to_json(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _load_input(argument: str) -> tuple[str, np.ndarray[Any, Any]]:
-    name, separator, file = argument.partition("=")
-    if not separator or not name or not file:
-        msg = f"--input: expected NAME=FILE.npy, found {argument!r}"
-        raise ConfigurationError(msg)
-    try:
-        # allow_pickle stays off: a pickle runs code.
-        array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        msg = f"--input {name}: {file} is no .npy file that can be read: {error}"
-        raise ConfigurationError(msg) from error
-    if not isinstance(array, np.ndarray):
-        msg = f"--input {name}: {file} holds several arrays; expected a .npy file with one"
-        raise ConfigurationError(msg)
-    return name, array
-
-
 def _to_npz(arrays: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
     return buffer.getvalue()
-
-
-def _plain(array: np.ndarray[Any, Any]) -> list[Any]:
-    flat = array.reshape(-1).tolist()
-    return [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in flat]
-
-
-def _mark_simulation(result: AttestationResult, *, as_json: bool) -> None:
-    if result.simulated and not as_json and sys.stderr.isatty():
-        click.secho("SIMULATED: no hardware protects this data", fg="yellow", err=True)

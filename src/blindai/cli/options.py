@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,8 @@ from blindai.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from blindai.attestation.model import AttestationResult
 
 TOKEN_VARIABLE: Final = "BLINDAI_TOKEN"  # noqa: S105 - the name of a variable, no secret
 
@@ -104,6 +107,12 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, target=target, **kwargs)
 
     return wrapped
+
+
+def mark_simulation(result: AttestationResult, *, as_json: bool) -> None:
+    """Tell a person at a terminal where no hardware protects anything."""
+    if result.simulated and not as_json and sys.stderr.isatty():
+        click.secho("SIMULATED: no hardware protects this data", fg="yellow", err=True)
 
 
 server_option = click.option(

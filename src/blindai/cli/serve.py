@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,19 @@ _TOKEN_FILE_MODE = 0o600
     help="Open --sealed-models with the key that the version before left by `blindai reseal`.",
 )
 @click.option(
+    "--audit-log",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write down in who changes what is served, before they do; "
+    "see `blindai audit verify`.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="The least that is logged, to standard error, as lines of JSON.",
+)
+@click.option(
     "--prune-after",
     type=click.IntRange(1),
     metavar="DAYS",
@@ -129,11 +143,13 @@ def serve(
     effective = load(config_file, _flags(context))
     settings = effective.settings
     from blindai.server.auth import Access, generate_token  # noqa: PLC0415 - an extra
+    from blindai.server.events import log_to  # noqa: PLC0415
     from blindai.server.hardening import confined  # noqa: PLC0415
     from blindai.server.run import run  # noqa: PLC0415
     from blindai.server.settings import server_config  # noqa: PLC0415
     from blindai.server.telemetry import Telemetry, choose, post_report  # noqa: PLC0415
 
+    log_to(sys.stderr, settings.log_level)
     attester = create_attester(
         settings.platform, Machine(tpm=settings.tpm, ak_certificates=settings.ak_certificates)
     )

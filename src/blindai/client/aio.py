@@ -25,7 +25,16 @@ from blindai.client.client import (
 from blindai.client.many import DEFAULT_CONNECTIONS, check_connections
 from blindai.client.progress import Progress, watch
 from blindai.client.receipts import request_receipt
+from blindai.client.sequence import AsyncSequence
 from blindai.client.session import Channel, Session, resolve_policy
+from blindai.client.streaming import (
+    End,
+    Parts,
+    Track,
+    check_beginning,
+    cut_short,
+    loop_parameters,
+)
 from blindai.client.upload import Model, open_source
 from blindai.errors import BindingError, ConfigurationError, SimulationWarning
 
@@ -45,6 +54,7 @@ if TYPE_CHECKING:
     from blindai.attestation.model import AttestationResult
     from blindai.attestation.policy import Policy
     from blindai.attestation.stored import StoredEvidence
+    from blindai.client.http1 import Head
     from blindai.client.messages import Response
     from blindai.client.receipts import ReceiptRequest
     from blindai.client.results import ModelInfo, Result
@@ -216,6 +226,70 @@ class AsyncClient:
             return_exceptions=return_exceptions,
         )
         return found
+
+    async def stream(  # noqa: PLR0913 - all but two are keywords
+        self,
+        name: str,
+        inputs: object,
+        *,
+        max_steps: int,
+        state: Mapping[str, str] = {},
+        greedy: Mapping[str, str] = {},
+        grow: Sequence[str] = (),
+        count: Sequence[str] = (),
+        stop: int | Sequence[int] = (),
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the server's deadline, not the loop's
+    ) -> AsyncGenerator[Result]:
+        """Run a model in a loop on the server, and yield what each step gives as it is made.
+
+        See `Client.stream` for arguments and errors. An iterator that is left before its end
+        holds its connection until it is closed (`contextlib.aclosing`).
+        """
+        parameters = loop_parameters(
+            max_steps=max_steps, state=state, greedy=greedy, grow=grow, count=count, stop=stop
+        )
+        limit = self._max_response_bytes
+
+        async def begin(
+            channel: Channel,
+        ) -> tuple[ModelInfo, AsyncGenerator[Head | Response | memoryview]]:
+            verb = self._calls.stream_request(
+                name,
+                inputs,
+                parameters=parameters,
+                state=state,
+                tokens=greedy,
+                outputs=outputs,
+                timeout=timeout,
+            )
+            request, info = await self._answered(verb, channel)
+            seconds = self._session.timeout if request.timeout is None else request.timeout
+            pieces = self._transport.stream(
+                request, channel.ssl_context, timeout=seconds, limit=limit
+            )
+            try:
+                check_beginning(await anext(pieces, None))
+            except BaseException:
+                await pieces.aclose()
+                raise
+            return info, pieces
+
+        info, pieces = await self._through(begin)
+        parts = Parts(limit)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                for part in parts.feed(piece) if isinstance(piece, memoryview) else ():
+                    if isinstance(part, End):
+                        return
+                    yield self._calls.took(name, info, part)
+        raise cut_short()
+
+    def sequence(self, name: str, *, state: Mapping[str, str]) -> AsyncSequence:
+        """Return a sequence of steps whose state stays on the server; see `Client.sequence`."""
+        return AsyncSequence(
+            name, Track(state), self._calls, lambda verb: self._drive(lambda _: verb())
+        )
 
     async def upload_model(  # noqa: PLR0913 - all but two are keywords
         self,

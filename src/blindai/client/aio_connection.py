@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
+from blindai.client.http1 import Head
 from blindai.client.incoming import Incoming, tunnel_answer
 from blindai.client.messages import slices
 from blindai.client.outgoing import (
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Chunks of an answer that nobody has taken; then the connection pauses.
+_MAX_ARRIVED: Final = 16
 # asyncio encrypts what it is given at once, so a piece is what lies in memory twice.
 _PIECE_BYTES: Final = 256 << 10
 
@@ -64,6 +68,10 @@ class AsyncConnection(asyncio.BufferedProtocol):
         self._ended = False
         self._paused = False
         self._wakening: asyncio.Future[None] | None = None
+        # Of an answer that is taken as it comes: what came, and whether that is enough for now.
+        self._arrived: deque[Head | Response | memoryview] = deque()
+        self._announcement: asyncio.Future[None] | None = None
+        self._is_full = False
 
     @property
     def is_open(self) -> bool:
@@ -127,6 +135,53 @@ class AsyncConnection(asyncio.BufferedProtocol):
         wait = idle if request.timeout is None else request.timeout
         progress.reschedule(self._loop.time() + wait)
         return (await answer)[0]
+
+    async def begin(self, request: Request, limit: int) -> None:
+        """Send a request whose answer `arrival` returns, as it comes.
+
+        Args:
+            request: With its whole body.
+            limit: Greatest chunk, or answer that does not come in chunks, in bytes.
+        """
+        answer = self._begin(self._pieces(limit))
+        answer.add_done_callback(lambda _: self._announce())
+        for piece in slices(outgoing(request, self._authority), _PIECE_BYTES):
+            if not await self._write(piece):
+                return
+
+    async def arrival(self) -> Head | Response | memoryview | None:
+        """Return what came next: the answer, or its head and then its chunks; `None`: all came."""
+        while not self._arrived:
+            if self._outcome.done():
+                self._outcome.result()
+                return None
+            self._announcement = self._loop.create_future()
+            await self._announcement
+        found = self._arrived.popleft()
+        if self._transport is not None and self._is_full:
+            self._is_full = len(self._arrived) > _MAX_ARRIVED
+            if not self._is_full:
+                self._transport.resume_reading()
+        return found
+
+    def _pieces(self, limit: int) -> Reading[None]:
+        found = yield from self._incoming.beginning(limit)
+        self._arrive(found)
+        if isinstance(found, Head):
+            while (chunk := (yield from self._incoming.chunk(limit))) is not None:
+                self._arrive(chunk)
+
+    def _arrive(self, piece: Head | Response | memoryview) -> None:
+        self._arrived.append(piece)
+        self._announce()
+        if len(self._arrived) > _MAX_ARRIVED and self._transport is not None:
+            # The server then finds no room for what it makes, and waits.
+            self._is_full = True
+            self._transport.pause_reading()
+
+    def _announce(self) -> None:
+        if self._announcement is not None and not self._announcement.done():
+            self._announcement.set_result(None)
 
     async def tunnel(
         self, target: Address, authorization: str | None, context: ssl.SSLContext, seconds: float

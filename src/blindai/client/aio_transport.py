@@ -18,9 +18,10 @@ from blindai.client.failures import explain
 from blindai.errors import BlindAIError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
     from blindai.client.address import Address, Proxy
+    from blindai.client.http1 import Head
     from blindai.client.messages import Request, Response
 
 MAX_CONNECTIONS: Final = 100
@@ -93,6 +94,31 @@ class AsyncTransport:
                     )
                 finally:
                     connection.abort()
+
+    async def stream(
+        self,
+        request: Request,
+        context: ssl.SSLContext,
+        *,
+        timeout: float,  # noqa: ASYNC109 - explained to the user with the address
+        limit: int,
+    ) -> AsyncGenerator[Head | Response | memoryview]:
+        """Send a request over a connection of its own; see `Transport.stream`."""
+        with self._explained(timeout):
+            async with asyncio.timeout(timeout):
+                connection = await open_connection(self._address, context, timeout, self._proxy)
+        try:
+            with self._explained(timeout):
+                async with asyncio.timeout(timeout):
+                    await connection.begin(request, limit)
+                    found = await connection.arrival()
+            while found is not None:
+                yield found
+                with self._explained(timeout):
+                    async with asyncio.timeout(timeout):
+                        found = await connection.arrival()
+        finally:
+            connection.abort()
 
     async def close(self) -> None:
         """Close the kept connections."""

@@ -41,6 +41,7 @@ from blindai.inference.tensors import coerce_inputs
 if TYPE_CHECKING:
     from blindai.client.receipts import ReceiptRequest
     from blindai.client.results import ModelInfo, Result
+    from blindai.client.streaming import Track
     from blindai.client.upload import Source
 
 T = TypeVar("T")
@@ -147,9 +148,7 @@ class Calls:
         receipt: ReceiptRequest | None = None,
     ) -> Call[Result]:
         """Run a model once; see `blindai.Client.run_model`."""
-        if timeout is not None and not timeout > 0:
-            msg = f"expected a timeout above 0 seconds, found {timeout}"
-            raise InvalidInput(msg)
+        _check_timeout(timeout)
         self._check_allowed(name)
         info = self._known.get(name)
         if info is not None:
@@ -203,6 +202,113 @@ class Calls:
             )
         return result
 
+    def stream_request(
+        self,
+        name: str,
+        inputs: object,
+        *,
+        parameters: Mapping[str, object],
+        state: Mapping[str, str],
+        tokens: Mapping[str, str],
+        outputs: Sequence[str] | None,
+        timeout: float | None,
+    ) -> Call[tuple[Request, ModelInfo]]:
+        """Return the request for a streamed answer; see `blindai.Client.stream`.
+
+        Args:
+            name: Of the model.
+            inputs: Of the first step; of `state` what is known.
+            parameters: What feeds what.
+            state: Input → output.
+            tokens: Inputs that can be shown beside the outputs.
+            outputs: That are wanted.
+            timeout: Seconds for each step.
+        """
+        self._check_allowed(name)
+        info = yield from self.model(name)
+        if outputs is not None:
+            _check_outputs(outputs, info, [*tokens])
+        request = self._stepped_request(name, info, inputs, state, outputs, timeout, parameters)
+        target = request.target.removeprefix("/v2").removesuffix("/infer")
+        return replace(request, target=f"/blindai/v1{target}/stream"), info
+
+    def step(
+        self,
+        name: str,
+        track: Track,
+        inputs: object,
+        *,
+        outputs: Sequence[str] | None,
+        timeout: float | None,
+    ) -> Call[Result]:
+        """Make one step of a sequence; see `blindai.client.sequence.Sequence.step`."""
+        parameters = track.next()
+        self._check_allowed(name)
+        if track.info is None:
+            track.info = yield from self.model(name)
+        info = track.info
+        if outputs is not None:
+            _check_outputs(outputs, info)
+        state = track.state
+        if track.steps:
+            # After the first step the state is inside.
+            left = tuple(spec for spec in info.inputs if spec.name not in state)
+            info, state = replace(info, inputs=left), {}
+        request = self._stepped_request(name, info, inputs, state, outputs, timeout, parameters)
+        response = yield request
+        check_status(response)
+        track.steps += 1
+        return self.took(name, track.info, parse_result(response))
+
+    def end_sequence(self, name: str, track: Track) -> Call[None]:
+        """Ask for the state of a sequence to be let go of."""
+        if track.info is not None:
+            target = track.info.key if self._allowed else name
+            parameters = track.last()
+            check_status(
+                (
+                    yield infer_request(
+                        target,
+                        [],
+                        self._headers,
+                        outputs=None,
+                        timeout=None,
+                        parameters=parameters,
+                    )
+                )
+            )
+
+    def took(self, name: str, info: ModelInfo, result: Result) -> Result:
+        """Return a result, if it is of the weights that were asked for."""
+        self._check_weights(name, result.model_sha256)
+        if self._allowed or info.sha256 == name:
+            self._check_same(name, info.sha256, result.model_sha256)
+        return result
+
+    def _stepped_request(
+        self,
+        name: str,
+        info: ModelInfo,
+        inputs: object,
+        state: Mapping[str, str],
+        outputs: Sequence[str] | None,
+        timeout: float | None,
+        parameters: Mapping[str, object],
+    ) -> Request:
+        """Return the request for a step; what it leaves out of `state` begins as zeros."""
+        _check_timeout(timeout)
+        self._check_weights(name, info.sha256)
+        given = inputs if isinstance(inputs, Mapping) else {}
+        specs = [spec for spec in info.inputs if spec.name not in state or spec.name in given]
+        return infer_request(
+            info.key if self._allowed else name,
+            coerce_inputs(inputs, specs),
+            self._headers,
+            outputs=outputs,
+            timeout=timeout,
+            parameters=parameters,
+        )
+
     def _presenting(self, token: str | None) -> Mapping[str, str]:
         return self._headers if token is None else authorization(token)
 
@@ -230,8 +336,14 @@ class Calls:
         return any(name in digests for digests in self._allowed.values())
 
 
-def _check_outputs(outputs: Sequence[str], info: ModelInfo) -> None:
-    known = [spec.name for spec in info.outputs]
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not timeout > 0:
+        msg = f"expected a timeout above 0 seconds, found {timeout}"
+        raise InvalidInput(msg)
+
+
+def _check_outputs(outputs: Sequence[str], info: ModelInfo, tokens: Sequence[str] = ()) -> None:
+    known = [spec.name for spec in info.outputs] + [*tokens]
     unknown = [name for name in outputs if name not in known]
     if isinstance(outputs, str) or unknown:
         came = repr(outputs)[:100] if isinstance(outputs, str) else ", ".join(map(repr, unknown))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ssl
 import warnings
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 from blindai.attestation.trust import VENDOR_ROOTS, Anchors
@@ -17,7 +18,16 @@ from blindai.client.calls import Call, Calls
 from blindai.client.many import DEFAULT_CONNECTIONS, check_connections, run_in_order
 from blindai.client.progress import Progress, watch
 from blindai.client.receipts import request_receipt
+from blindai.client.sequence import Sequence as StepSequence
 from blindai.client.session import Channel, Session, resolve_policy
+from blindai.client.streaming import (
+    End,
+    Parts,
+    Track,
+    check_beginning,
+    cut_short,
+    loop_parameters,
+)
 from blindai.client.transport import Transport
 from blindai.client.upload import Model, open_source
 from blindai.errors import BindingError, SimulationWarning
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
     from blindai.attestation.model import AttestationResult
     from blindai.attestation.policy import Policy
     from blindai.attestation.stored import StoredEvidence
+    from blindai.client.http1 import Head
     from blindai.client.messages import Response
     from blindai.client.receipts import ReceiptRequest
     from blindai.client.results import ModelInfo, Result
@@ -269,6 +280,122 @@ class Client:
             return_exceptions=return_exceptions,
         )
         return found
+
+    def stream(  # noqa: PLR0913 - all but two are keywords
+        self,
+        name: str,
+        inputs: object,
+        *,
+        max_steps: int,
+        state: Mapping[str, str] = {},
+        greedy: Mapping[str, str] = {},
+        grow: Sequence[str] = (),
+        count: Sequence[str] = (),
+        stop: int | Sequence[int] = (),
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> Generator[Result, None, str]:
+        """Run a model in a loop on the server, and yield what each step gives as it is made.
+
+        Outputs feed inputs on the server, so that nothing is sent between the steps::
+
+            for result in client.stream(
+                "decoder",
+                {"tokens": prompt, "mask": ones},
+                state={"past": "present"},
+                greedy={"tokens": "logits"},
+                grow=["mask"],
+                stop=2,
+                max_steps=200,
+            ):
+                print(result["tokens"])
+
+        Close the iterator, or leave it, to end the loop. The server makes a step when there is
+        room for its result, so that a slow reader stops the loop and fills no memory.
+
+        Args:
+            name: Of the model, or the SHA-256 of its file in hexadecimal.
+            inputs: Of the first step, as in `run_model`. What is left out of `state` begins as
+                zeros, in the model's own shape: a named dimension as large as in the inputs, one
+                that remains open 0. What no argument mentions stays the same in each step.
+            max_steps: At the most.
+            state: Input → output whose value it takes in the next step.
+            greedy: Input of tokens → output of scores: it takes the position of the greatest one
+                on the last axis, for the last place of the axis before.
+            grow: Inputs that get one more 1 on their last axis, as attention masks do.
+            count: Inputs that become one more than their last element, as positions do.
+            stop: Tokens; the loop ends when each row had one of them.
+            outputs: What to return of each step: names of outputs, or of inputs in `greedy` for
+                the tokens. By default the tokens; without `greedy` the outputs that are no state,
+                or all if there are no others.
+            timeout: Seconds after which the server stops a step.
+
+        Returns:
+            Why the loop ended: "stop" or "max_steps".
+
+        Raises:
+            InvalidInput: If the inputs, or what feeds what, do not fit.
+            ModelNotFound: If the server has no such model.
+            LimitExceeded: If the state becomes larger than the server keeps.
+            AppraisalError: If the policy names models and not this one, or other weights.
+            ConnectionFailed: If the server cannot be reached, or goes away before the end.
+        """
+        parameters = loop_parameters(
+            max_steps=max_steps, state=state, greedy=greedy, grow=grow, count=count, stop=stop
+        )
+        limit = self._max_response_bytes
+
+        def begin(channel: Channel) -> tuple[ModelInfo, Generator[Head | Response | memoryview]]:
+            verb = self._calls.stream_request(
+                name,
+                inputs,
+                parameters=parameters,
+                state=state,
+                tokens=greedy,
+                outputs=outputs,
+                timeout=timeout,
+            )
+            request, info = self._answered(verb, channel)
+            seconds = self._session.timeout if request.timeout is None else request.timeout
+            pieces = self._transport.stream(
+                request, channel.ssl_context, timeout=seconds, limit=limit
+            )
+            try:
+                check_beginning(next(pieces, None))
+            except BaseException:
+                pieces.close()
+                raise
+            return info, pieces
+
+        info, pieces = self._through(begin)
+        parts = Parts(limit)
+        with closing(pieces):
+            for piece in pieces:
+                for part in parts.feed(piece) if isinstance(piece, memoryview) else ():
+                    if isinstance(part, End):
+                        return part.reason
+                    yield self._calls.took(name, info, part)
+        raise cut_short()
+
+    def sequence(self, name: str, *, state: Mapping[str, str]) -> StepSequence:
+        """Return a sequence: steps of a model whose state stays on the server between them.
+
+        ::
+
+            with client.sequence("cell", state={"h": "next_h"}) as sequence:
+                for x in frames:
+                    result = sequence.step({"x": x})
+
+        Args:
+            name: Of the model, or the SHA-256 of its file in hexadecimal.
+            state: Input → output whose value it takes in the next step.
+
+        Raises:
+            InvalidInput: If there is no state.
+        """
+        return StepSequence(
+            name, Track(state), self._calls, lambda verb: self._drive(lambda _: verb())
+        )
 
     def upload_model(  # noqa: PLR0913 - all but two are keywords
         self,

@@ -133,6 +133,16 @@ class Connection:
         wait = Deadline(idle if request.timeout is None else request.timeout)
         return self._read(self._incoming.answer(limit, found), wait)[0]
 
+    def begin(self, request: Request, deadline: Deadline, limit: int) -> Head | Response:
+        """Send a request and return its answer, or the head of one that comes in chunks."""
+        for part in outgoing(request, self._authority):
+            self._write(part, deadline)
+        return self._read(self._incoming.beginning(limit), deadline)
+
+    def chunk(self, deadline: Deadline, limit: int) -> memoryview | None:
+        """Return the next chunk of an answer that `begin` began; `None`: that was all."""
+        return self._read(self._incoming.chunk(limit), deadline)
+
     def tunnel(self, target: Address, authorization: str | None, deadline: Deadline) -> None:
         """Ask a proxy for a tunnel; afterwards the socket leads to `target`.
 

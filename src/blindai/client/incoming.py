@@ -74,16 +74,8 @@ class Incoming:
             ConnectionFailed: If what comes is no answer.
             LimitExceeded: If it is larger than `limit`.
         """
-        interim = 0
-        while head is None:
-            head = yield from self.head()
-            if head.interim:
-                head, interim = None, interim + 1
-                if interim == _MAX_INTERIM:
-                    msg = f"the server sent {_MAX_INTERIM} interim answers and no final one"
-                    raise ConnectionFailed(msg)
-                if on_interim is not None:
-                    on_interim()
+        if head is None:
+            head = yield from self._final_head(on_interim)
         length = body_length(head)
         if length is None:
             body = yield from self._chunks(head, limit)
@@ -95,6 +87,58 @@ class Incoming:
             while done < length:
                 done += yield body[done:]
         return Response(head.status, head.headers, body), head.keep_alive
+
+    def beginning(self, limit: int) -> Reading[Head | Response]:
+        """Read an answer, or, if it comes in chunks, its head; `chunk` reads what follows.
+
+        Args:
+            limit: Greatest body, in bytes.
+
+        Raises:
+            ConnectionFailed: If what comes is no answer.
+            LimitExceeded: If it is larger than `limit`.
+        """
+        head = yield from self._final_head(None)
+        if body_length(head) is None:
+            return head
+        return (yield from self.answer(limit, head))[0]
+
+    def chunk(self, limit: int) -> Reading[memoryview | None]:
+        """Read one chunk; `None`: that was all.
+
+        Args:
+            limit: Greatest chunk, in bytes.
+
+        Raises:
+            ConnectionFailed: If what comes is no chunk.
+            LimitExceeded: If it is larger than `limit`.
+        """
+        size = parse_chunk_size((yield from self._line(MAX_CHUNK_LINE_BYTES)))
+        if size > limit:
+            raise LimitExceeded(too_large(limit))
+        if not size:
+            while (yield from self._line(MAX_HEAD_BYTES)):
+                pass  # trailers: nothing here needs one
+            return None
+        part = memoryview(bytearray(size))
+        done = self._take_into(part)
+        while done < size:
+            done += yield part[done:]
+        if (yield from self._line(0)):
+            msg = "a chunk of the HTTP answer is longer than it says"
+            raise ConnectionFailed(msg)
+        return part
+
+    def _final_head(self, on_interim: Callable[[], None] | None) -> Reading[Head]:
+        interim = 0
+        while (head := (yield from self.head())).interim:
+            interim += 1
+            if interim == _MAX_INTERIM:
+                msg = f"the server sent {_MAX_INTERIM} interim answers and no final one"
+                raise ConnectionFailed(msg)
+            if on_interim is not None:
+                on_interim()
+        return head
 
     def _take_until(self, mark: bytes, limit: int) -> bytes | None:
         """Take everything before `mark` out, and the mark with it; `None`: more has to come."""
@@ -132,23 +176,9 @@ class Incoming:
     def _chunks(self, head: Head, limit: int) -> Reading[memoryview]:
         parts: list[memoryview] = []
         total = 0
-        while True:
-            size = parse_chunk_size((yield from self._line(MAX_CHUNK_LINE_BYTES)))
-            total += size
-            if total > limit:
-                raise LimitExceeded(too_large(limit))
-            if not size:
-                break
-            part = memoryview(bytearray(size))
-            done = self._take_into(part)
-            while done < size:
-                done += yield part[done:]
+        while (part := (yield from self.chunk(limit - total))) is not None:
+            total += len(part)
             parts.append(part)
-            if (yield from self._line(0)):
-                msg = "a chunk of the HTTP answer is longer than it says"
-                raise ConnectionFailed(msg)
-        while (yield from self._line(MAX_HEAD_BYTES)):
-            pass  # trailers: nothing here needs one
         body = receive_buffer(head, total)
         position = 0
         for part in parts:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from blindai.client.connection import Connection, Deadline, open_connection
 from blindai.client.failures import explain
+from blindai.client.messages import Response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
     from blindai.client.address import Address, Proxy
-    from blindai.client.messages import Request, Response
+    from blindai.client.http1 import Head
+    from blindai.client.messages import Request
 
 # As many as `run_many` can use.
 _MAX_IDLE: Final = 64
@@ -101,6 +103,39 @@ class Transport:
             return connection.upload(request, chunks, size, idle=idle, limit=limit)
         except (OSError, ssl.SSLError) as error:
             raise explain(error, self._address, self._proxy, idle) from error
+        finally:
+            connection.close()
+
+    def stream(
+        self, request: Request, context: ssl.SSLContext, *, timeout: float, limit: int
+    ) -> Generator[Head | Response | memoryview]:
+        """Send a request over a connection of its own, and yield its answer as it comes.
+
+        Args:
+            request: Sent once.
+            context: Of the connection.
+            timeout: Seconds for each part of the answer.
+            limit: Greatest chunk, in bytes.
+
+        Yields:
+            The whole answer, if it does not come in chunks; otherwise its head, then its chunks.
+
+        Raises:
+            ssl.SSLCertVerificationError: If the peer holds another key; nothing was sent.
+            ConnectionFailed: If the server cannot be reached or goes away.
+            LimitExceeded: If a chunk is larger than `limit`.
+        """
+        deadline = Deadline(timeout)
+        connection = open_connection(self._address, context, deadline, self._proxy)
+        try:
+            found = connection.begin(request, deadline, limit)
+            yield found
+            if isinstance(found, Response):
+                return
+            while (chunk := connection.chunk(Deadline(timeout), limit)) is not None:
+                yield chunk
+        except OSError as error:
+            raise explain(error, self._address, self._proxy, timeout) from error
         finally:
             connection.close()
 

@@ -53,6 +53,7 @@ from blindai.inference.ledger import Ledger, ModelStatistics, SchedulingOptions
 from blindai.inference.probe import ProbeResult, probe_model
 from blindai.inference.queues import SECONDS_PER_STEP, Batch, Request, Stage
 from blindai.inference.roster import Roster
+from blindai.inference.served import Phases, Served
 from blindai.inference.sprints import LONGEST, Signature, Sprint, Sprints, sign
 from blindai.inference.sweeper import Sweeper
 from blindai.inference.tensors import check_inputs
@@ -85,6 +86,9 @@ class Scheduler:
             may always add a few.
         options_for: Says how a model's requests are scheduled.
         load_again: Loads a model once more with other threads, for `SchedulingOptions.threads`.
+
+    Attributes:
+        phases: Times of the requests of all models.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Scheduler:
         self._max_queue = max_queue
         self._options_for = options_for
         self._load_again = load_again
+        self.phases = Phases()
         self._lock = threading.Lock()
         self._bell = Bell()
         self._drained = threading.Condition(self._lock)
@@ -157,7 +162,9 @@ class Scheduler:
             options = self._options_for(entry.record)
             # Who waits for company wants batches.
             sprints = Sprints(allowed=entry.model.is_steady and not options.max_wait)
-            ledger = Ledger(entry.record.key, options, len(self._workers), sprints=sprints)
+            served = Served(self.phases)
+            key = entry.record.key
+            ledger = Ledger(key, options, len(self._workers), served=served, sprints=sprints)
             self._ledgers[entry.model] = ledger
             if ledger.options.max_batch == 1:
                 ledger.no_batches("the model's options say so")

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+from blindai.inference.histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,8 +116,25 @@ class _RunSums:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Times of requests that succeeded, of all models.
+
+    Attributes:
+        queue: From their arrival to their run.
+        run: The engine; each request of a batch counts the time of the whole batch.
+    """
+
+    queue: Histogram = field(default_factory=Histogram)
+    run: Histogram = field(default_factory=Histogram)
+
+
 class Served:
-    """Counts for one model; safe to use from any thread. Calls nothing while it is locked."""
+    """Counts for one model; safe to use from any thread. Calls nothing while it is locked.
+
+    Args:
+        phases: Of all models, to be told too.
+    """
 
     __slots__ = (
         "_batches",
@@ -123,13 +142,15 @@ class Served:
         "_failures",
         "_last",
         "_lock",
+        "_phases",
         "_queue_ns",
         "_requests",
         "_rows",
         "_success_ns",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, phases: Phases | None = None) -> None:
+        self._phases = phases or Phases()
         self._lock = threading.Lock()
         self._last = self._rows = 0
         self._success_ns = self._queue_ns = 0
@@ -150,13 +171,16 @@ class Served:
         """
         now = time.monotonic()
         last = time.time_ns() // _NS_PER_MS
+        queued = [_ns(began - request.arrived) for request in succeeded]
+        self._phases.queue.add_all(queued)
+        self._phases.run.add_all([times.compute_infer] * len(queued))
         size = batch_rows if batch_rows <= _EXACT_SIZES else 1 << (batch_rows - 1).bit_length()
         with self._lock:
             self._last = last
             for request in succeeded:
                 self._rows += request.rows
                 self._success_ns += _ns(now - request.arrived)
-                self._queue_ns += _ns(began - request.arrived)
+            self._queue_ns += sum(queued)
             self._requests.add(times, len(succeeded))
             sums = self._batches.get(size)
             if sums is None:

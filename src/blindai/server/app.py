@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -41,6 +42,7 @@ from blindai.server.request import Request, linger
 from blindai.server.service import State
 
 if TYPE_CHECKING:
+    from blindai.inference.histogram import Histogram
     from blindai.server.exchange import Exchange
     from blindai.server.service import Service
 
@@ -95,6 +97,7 @@ class Response:
         content_type: Of the body.
         headers: Further ones, names in lower case.
         stream: Makes the body while it is sent; instead of `body`.
+        written: Counts how long it took to send; `None`: nobody wants to know.
     """
 
     status: int
@@ -102,6 +105,7 @@ class Response:
     content_type: bytes = _JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
     stream: Stream | None = None
+    written: Histogram | None = None
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -154,10 +158,19 @@ class App:
         service: Says where in its life the server is.
         always: Served from the first moment to the last.
         ready: Served while the server is ready.
+        answers: Status of HTTP → how many answers had it; to be counted on.
     """
 
-    def __init__(self, service: Service, *, always: Routes, ready: Routes) -> None:
+    def __init__(
+        self,
+        service: Service,
+        *,
+        always: Routes,
+        ready: Routes,
+        answers: dict[int, int] | None = None,
+    ) -> None:
         self._service = service
+        self._answers: dict[int, int] = {} if answers is None else answers
         self._always = always
         self._ready = ready
         # The paths that were found lately: few, and the same ones again and again.
@@ -186,7 +199,12 @@ class App:
                 place=place_of(error),
             )
             response = error_response(InferenceError(f"internal error {error_id}"))
+        if response.written is None:
+            await self._respond(request, response, exchange)
+            return
+        began = time.perf_counter_ns()
         await self._respond(request, response, exchange)
+        response.written.add(time.perf_counter_ns() - began)
 
     async def _handle(self, request: Request) -> Response:
         path = request.raw_path
@@ -230,6 +248,7 @@ class App:
             self._places[path] = place
 
     async def _respond(self, request: Request, response: Response, exchange: Exchange) -> None:
+        self._answers[response.status] = self._answers.get(response.status, 0) + 1
         if response.stream is not None:
             await _send_stream(response, response.stream, exchange)
             return

@@ -6,6 +6,7 @@ Specification: Open Inference Protocol (KServe v2) REST under /v2; BlindAI's own
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -100,7 +101,7 @@ def attested_app(
         **unsupported_routes(),
     }
     always = with_document(shared_routes(service, desk), ready)
-    return App(service, always=always, ready=ready)
+    return App(service, always=always, ready=ready, answers=service.traffic.answers["attested"])
 
 
 class _Measurements(msgspec.Struct, forbid_unknown_fields=True):
@@ -185,8 +186,11 @@ class OpenInference:
                 return answer if facts is None else replace(answer, facts=facts)
             return replace(answer, facts=facts, parts=packed, coding=coding)
 
+        traffic = self._service.traffic
         with self._bodies.share() as share:
+            began = time.perf_counter_ns()
             body = await request.body(limit=self._limits.max_body_bytes, share=share)
+            traffic.read.add(time.perf_counter_ns() - began)
             decode, work = _decoder(body, header_length)
             with GoneWatch(request, handle.terminate):
                 answer: Answer = await self._service.infer(
@@ -204,9 +208,9 @@ class OpenInference:
         if answer.coding is not None:
             headers += ((b"content-encoding", answer.coding),)
         if answer.header_length is None:
-            return Response(200, answer.parts, headers=headers)
+            return Response(200, answer.parts, headers=headers, written=traffic.write)
         headers += ((_HEADER_LENGTH, b"%d" % answer.header_length),)
-        return Response(200, answer.parts, _BINARY, headers=headers)
+        return Response(200, answer.parts, _BINARY, headers=headers, written=traffic.write)
 
 
 class Models:
@@ -259,20 +263,20 @@ class Models:
 
     async def hand_over(self, request: Request) -> Response:
         """Let the code with other measurements open the sealed models."""
-        self._access.admit(Scope.ADMIN, request)
+        who = self._access.admit(Scope.ADMIN, request)
         with ByteBudget(_MAX_MEASUREMENTS).share() as share:
             body = await request.body(limit=_MAX_MEASUREMENTS, share=share)
         measurements = _parse_measurements(body)
         try:
-            await self._service.hand_over(measurements)
+            await self._service.hand_over(measurements, who)
         except ConfigurationError as error:
             raise InvalidInput(str(error)) from error
         return Response(204)
 
     async def withdraw_handover(self, request: Request) -> Response:
         """Seal the models anew, so that no other code can open them any more."""
-        self._access.admit(Scope.ADMIN, request)
-        await self._service.withdraw_handover()
+        who = self._access.admit(Scope.ADMIN, request)
+        await self._service.withdraw_handover(who)
         return Response(204)
 
     async def delete(self, request: Request) -> Response:

@@ -143,6 +143,7 @@ class ServerConfig:
         prune_after: Models that nobody ran for so long are deleted, except those that are
             served from the start; `None`: none is.
         gpus: Show evidence of the machine's NVIDIA GPUs beside its own.
+        audit_log: A file that is told who changes what is served, before they do; `None`: none is.
         take_over: Open sealed models with the key that the code before left for this one, where
             this code's own does not open them. Clients see it: whoever controls the machine
             could leave models of their own there.
@@ -173,6 +174,7 @@ class ServerConfig:
     sealed: Path | None = None
     take_over: bool = False
     prune_after: timedelta | None = None
+    audit_log: Path | None = None
     gpus: bool = False
     store: Path | None = None
     key_lifetime: timedelta = timedelta(days=7)
@@ -279,6 +281,7 @@ class ServerConfig:
             "max_batch": self.max_batch,
             "sealed": self.sealed is not None,
             "take_over": self.take_over,
+            "audited": self.audit_log is not None,
             "confinement": list(self.confinement),
         }
         return hashlib.sha256(cbor2.dumps(statement, canonical=True)).digest()

@@ -53,6 +53,7 @@ from blindai.confinement.seccomp import (
 from blindai.errors import ConfigurationError
 from blindai.inference.sandbox import Sandbox, TrialLimits
 from blindai.inference.sandboxed import MACHINE_FILES, python_folders
+from blindai.server.audit import make_file
 from blindai.server.run import store_folder
 
 if TYPE_CHECKING:
@@ -124,6 +125,10 @@ def confined(
         forbid_new_privileges()
         in_force, caveats = ["models-tried-apart", "no-dumps", "no-new-privileges"], []
         config = replace(config, store=folder)
+        if config.audit_log is not None:
+            # Its folder stays out of reach. Why it cannot be made is said by who opens it.
+            with contextlib.suppress(OSError):
+                make_file(config.audit_log)
         jit = importlib.util.find_spec("openvino") is not None
         if jit:
             caveats.append("memory can become code: OpenVINO, which is installed, compiles models")
@@ -189,6 +194,8 @@ def _restrict_files(config: ServerConfig, calls: list[int], tcti: str | None) ->
         # Its parent: the key of a simulation and what is left for a successor lie beside it.
         config.sealed.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         writes.append(config.sealed.parent)
+    if config.audit_log is not None:
+        writes.append(config.audit_log)
     if config.store is not None:
         writes.append(config.store)
         parents.append(config.store.parent)

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from blindai.attestation import wire
@@ -21,12 +21,12 @@ from blindai.channel.keyset import PrivateKeyset
 from blindai.channel.tls import create_certificate, server_context
 from blindai.errors import Overloaded
 from blindai.server.limits import TokenBucket
+from blindai.server.self_check import SelfCheck, check_evidence
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
     from concurrent.futures import Executor
-    from datetime import datetime
 
     from blindai.attestation.model import Evidence
     from blindai.attesters import Attester
@@ -127,6 +127,9 @@ class EvidenceDesk:
         executor: Attests there; one thread, as the hardware answers one at a time.
         limits: How often.
         clock: Returns seconds that never go back.
+
+    Attributes:
+        self_check: How the evidence without a nonce looks; `None`: there is none yet.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class EvidenceDesk:
         self._waiting = 0
         self._cached: bytes | None = None
         self._cached_at = 0.0
+        self.self_check: SelfCheck | None = None
         self._refresh = asyncio.Lock()
 
     async def fresh(self, nonce: bytes) -> bytes:
@@ -167,6 +171,11 @@ class EvidenceDesk:
             if self._cached is None or self._clock() - self._cached_at > CACHE_SECONDS:
                 self._cached = await self._attest(None)
                 self._cached_at = self._clock()
+                # On the same thread: signatures take a while to check.
+                loop = asyncio.get_running_loop()
+                self.self_check = await loop.run_in_executor(
+                    self._executor, _check_self, self._cached
+                )
             return self._cached
 
     @property
@@ -184,3 +193,7 @@ class EvidenceDesk:
 
     def _dump(self, nonce: bytes | None) -> bytes:
         return wire.dump_bundle(self.identity.attest(nonce))
+
+
+def _check_self(bundle: bytes) -> SelfCheck:
+    return check_evidence(wire.parse_bundle(bundle).evidence, datetime.now(UTC))

@@ -14,7 +14,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 
 from blindai.attestation.model import Platform
 from blindai.server.service import State
@@ -27,11 +31,14 @@ if TYPE_CHECKING:
 
     from blindai.inference.ledger import ModelStatistics
     from blindai.server.identity import EvidenceDesk
+    from blindai.server.limits import ByteBudget
     from blindai.server.service import Service
 
 MEDIA_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 _LABEL_DIGITS: Final = 12
 _NS: Final = 1e-9
+# Advisories have names of their vendor's; there is no more of them than this.
+_MAX_WEAKNESSES: Final = 64
 _PHASES: Final = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -41,9 +48,11 @@ class Metrics:
     Args:
         service: Runs models.
         desk: Has the keys and the evidence.
+        bodies: Counts what requests hold.
     """
 
-    def __init__(self, service: Service, desk: EvidenceDesk) -> None:
+    def __init__(self, service: Service, desk: EvidenceDesk, bodies: ByteBudget) -> None:
+        self._bodies = bodies
         self._service = service
         self._desk = desk
         self._registry = CollectorRegistry(auto_describe=False)
@@ -57,6 +66,10 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield the families; the registry calls this."""
         yield from self._server()
+        yield from self._evidence()
+        yield from _traffic(self._service)
+        yield from self._memory()
+        yield from _audit(self._service)
         store = self._service.store
         present = {record.key: record for record in store.records()}
         yield _gauge("models", "Models that are loaded.", len(present))
@@ -90,14 +103,96 @@ class Metrics:
             "When the present keys and their certificate expire, in seconds since 1970.",
             identity.keys.public.not_after.timestamp(),
         )
-        age = self._desk.cached_age
-        if age is not None:
-            yield _gauge(
-                "evidence_age_seconds",
-                "Age of the evidence that is handed out without a nonce.",
-                age,
-            )
         yield _gauge("time_seconds", "This server's clock, in seconds since 1970.", time.time())
+
+    def _evidence(self) -> Iterator[Metric]:
+        age, found = self._desk.cached_age, self._desk.self_check
+        if age is None or found is None:
+            return
+        yield _gauge(
+            "evidence_age_seconds", "Age of the evidence that is handed out without a nonce.", age
+        )
+        yield _gauge(
+            "evidence_genuine",
+            "Whether this server's own verifier finds that evidence genuine.",
+            int(found.is_genuine),
+        )
+        weak = GaugeMetricFamily(
+            "blindai_evidence_weakness",
+            "1 for each weakness that the evidence shows: a policy has to tolerate it by name.",
+            labels=["weakness"],
+        )
+        for name in sorted(found.weaknesses)[:_MAX_WEAKNESSES]:
+            weak.add_metric([name], 1)
+        yield weak
+        if found.not_after is not None:
+            yield _gauge(
+                "evidence_not_after_timestamp_seconds",
+                "When what the evidence rests on ends, in seconds since 1970.",
+                found.not_after.timestamp(),
+            )
+
+    def _memory(self) -> Iterator[Metric]:
+        limits = self._service.limits
+        held = {
+            "models": (self._service.shelves.bytes_in_use, limits.max_store_bytes),
+            "bodies": (self._bodies.used, limits.max_bodies_bytes),
+            "sequences": (self._service.stepping.sequences.size, limits.max_state_bytes),
+        }
+        used = GaugeMetricFamily(
+            "blindai_memory_used_bytes", "Memory that is held, by what for.", labels=["purpose"]
+        )
+        limit = GaugeMetricFamily(
+            "blindai_memory_limit_bytes", "Memory that may be held at most.", labels=["purpose"]
+        )
+        for purpose, (size, most) in held.items():
+            used.add_metric([purpose], size)
+            limit.add_metric([purpose], most)
+        yield from (used, limit)
+
+
+def _traffic(service: Service) -> Iterator[Metric]:
+    answers = CounterMetricFamily(
+        "blindai_answers",
+        "Answers by port, and by their status: of HTTP, or of gRPC.",
+        labels=["port", "status"],
+    )
+    for port, statuses in service.traffic.answers.items():
+        for status, count in sorted(statuses.items()):
+            answers.add_metric([port, str(status)], count)
+    yield answers
+    waiting, running = service.scheduler.waiting, service.scheduler.running
+    yield _gauge("queue_depth", "Requests that wait for a run, of all models.", waiting)
+    yield _gauge("queue_limit", "Requests that may wait.", service.limits.max_queue)
+    yield _gauge("runs_running", "Runs of the engine under way, of all models.", running)
+    phases = service.scheduler.phases
+    times = HistogramMetricFamily(
+        "blindai_phase_seconds",
+        "Time that requests spent: their bodies being read, in the queue, in the engine, and "
+        "their answers being written.",
+        labels=["phase"],
+    )
+    for name, histogram in (
+        ("read", service.traffic.read),
+        ("queue", phases.queue),
+        ("run", phases.run),
+        ("write", service.traffic.write),
+    ):
+        buckets, count, seconds = histogram.read()
+        said = [(repr(bound), float(below)) for bound, below in buckets]
+        times.add_metric([name], [*said, ("+Inf", float(count))], seconds)
+    yield times
+
+
+def _audit(service: Service) -> Iterator[Metric]:
+    if service.audit is None:
+        return
+    yield _gauge("audit_entries", "Lines of the audit log.", service.audit.head.entries)
+    failures = CounterMetricFamily(
+        "blindai_audit_failures", "Entries that the audit log's disk did not take."
+    )
+    failures.add_metric([], service.audit.failures)
+    yield failures
 
 
 def _served(served: list[ModelStatistics]) -> Iterator[Metric]:

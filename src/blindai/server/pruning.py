@@ -16,11 +16,17 @@ from blindai.server.sealing import DAY
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Set as AbstractSet
+    from contextlib import AbstractContextManager
     from datetime import timedelta
 
     from blindai.inference.records import LoadedModel
     from blindai.inference.store import ModelStore
     from blindai.server.sealing import SealedModels
+
+
+def _unaudited(*, model: str) -> AbstractContextManager[None]:
+    del model
+    return contextlib.nullcontext()
 
 
 def prune(
@@ -31,6 +37,7 @@ def prune(
     unused_for: timedelta,
     spared: AbstractSet[str],
     now: float,
+    audited: Callable[..., AbstractContextManager[None]] = _unaudited,
 ) -> list[str]:
     """Delete the models of a store that nobody used for long. Slow: for a worker thread.
 
@@ -41,6 +48,7 @@ def prune(
         unused_for: How long.
         spared: Names of models that stay.
         now: Unix seconds.
+        audited: Returns what a deletion has to happen in; called with `model`, its SHA-256.
 
     Returns:
         The SHA-256s of what was deleted.
@@ -64,7 +72,7 @@ def prune(
         if now - max(ran, used) < unused_for.total_seconds() or not spared.isdisjoint(record.names):
             continue
         for name in record.names:
-            with contextlib.suppress(ModelNotFound):
+            with contextlib.suppress(ModelNotFound), audited(model=record.sha256):
                 (store if sealed is None else sealed).delete(name)
         gone.append(record.sha256)
     if sealed is not None and days:

@@ -17,11 +17,12 @@ from blindai.attestation.wire import MEDIA_TYPE
 from blindai.errors import InvalidInput, Overloaded
 from blindai.server.access.principal import NOBODY
 from blindai.server.app import App, Response, Routes, error_response, json_response
+from blindai.server.events import log_event
 from blindai.server.metrics import MEDIA_TYPE as METRICS
 from blindai.server.metrics import Metrics
 from blindai.server.open_inference import EXTENSIONS
 from blindai.server.openapi import with_document
-from blindai.server.own_evidence import EvidenceReader
+from blindai.server.self_check import SelfCheck
 from blindai.server.service import State
 from blindai.server.statistics import operator_statistics
 from blindai.server.status_page import Status, content_security_policy, render
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from blindai.server.identity import EvidenceDesk
+    from blindai.server.limits import ByteBudget
     from blindai.server.load_history import LoadHistory
     from blindai.server.request import Request
     from blindai.server.service import Service
@@ -101,18 +103,25 @@ def shared_routes(service: Service, desk: EvidenceDesk) -> Routes:
     }
 
 
-def public_app(service: Service, desk: EvidenceDesk, about: About) -> App:
+def public_app(service: Service, desk: EvidenceDesk, bodies: ByteBudget, about: About) -> App:
     """Return the application of the unattested port.
 
     Args:
         service: Has the models.
-        desk: Has keys and evidence.
+        desk: Evidence of the present identity; of this port alone.
+        bodies: Counts what requests hold, for the metrics.
         about: The rest of what the page shows.
     """
-    reader = EvidenceReader(desk)
+
+    async def renew_evidence() -> None:
+        # Old evidence stays where there is no new.
+        try:
+            await desk.cached()
+        except Exception as error:  # noqa: BLE001 - whatever a driver does, the rest is told
+            log_event("no_evidence", level="error", error=type(error).__name__)
 
     async def page(request: Request) -> Response:
-        evidence = await reader.current()
+        await renew_evidence()
         identity = desk.identity
         platform = identity.attester.platform
         records = service.store.records()
@@ -126,7 +135,7 @@ def public_app(service: Service, desk: EvidenceDesk, about: About) -> App:
             version=VERSION,
             now=datetime.now(UTC),
             keys_until=identity.keys.public.not_after,
-            evidence=evidence,
+            evidence=desk.self_check or SelfCheck(None, "there is none now"),
             evidence_age=desk.cached_age,
             host=host,
             port=about.port,
@@ -139,9 +148,10 @@ def public_app(service: Service, desk: EvidenceDesk, about: About) -> App:
         )
         return Response(200, (render(status),), b"text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
-    collected = Metrics(service, desk)
+    collected = Metrics(service, desk, bodies)
 
     async def metrics(_: Request) -> Response:
+        await renew_evidence()  # its age and what it says are among them
         return Response(200, (collected.render(),), METRICS, headers=(_NO_STORE,))
 
     async def telemetry(_: Request) -> Response:
@@ -154,7 +164,12 @@ def public_app(service: Service, desk: EvidenceDesk, about: About) -> App:
         b"/blindai/v1/telemetry": {"GET": telemetry},
         b"/metrics": {"GET": metrics},
     }
-    return App(service, always=with_document(routes), ready={})
+    return App(
+        service,
+        always=with_document(routes),
+        ready={},
+        answers=service.traffic.answers["public"],
+    )
 
 
 def service_report(service: Service, platform: Platform) -> Report:

@@ -27,11 +27,12 @@ import uvloop
 from blindai.attestation.model import Platform
 from blindai.attesters.nvidia_gpu import NvidiaAttester
 from blindai.channel.tls import server_context
-from blindai.errors import BlindAIError, ConfigurationError
+from blindai.errors import BlindAIError, ConfigurationError, Overloaded
 from blindai.inference.engine import LoadOptions
 from blindai.inference.engines import load_engine
 from blindai.inference.store import ModelStore
 from blindai.server.attested import attested_app
+from blindai.server.audit import AuditLog
 from blindai.server.auth import OPERATOR
 from blindai.server.events import log_event
 from blindai.server.grpc.listener import GrpcListener
@@ -159,7 +160,11 @@ async def serve(
         if config.grpc_port is not None:
             sockets.append(stack.enter_context(bind(config.host, config.grpc_port, "grpc_port")))
         folder = stack.enter_context(store_folder(config))
-        service = _open_service(config, folder, sandbox)
+        audit = None
+        if config.audit_log is not None:
+            audit = AuditLog(config.audit_log)
+            stack.callback(audit.close)
+        service = _open_service(config, folder, sandbox, audit)
         bodies = ByteBudget(config.limits.max_bodies_bytes)
         stack.callback(service.close)
         stack.enter_context(_signals(stop))
@@ -260,7 +265,9 @@ class _Server:
         limits = self._config.limits
         desk = EvidenceDesk(identity, self._attesting, limits)
         # Fails here and now where the hardware does not answer, and not at the first client.
-        await desk.cached()
+        evidence = await desk.cached()
+        if self._service.audit is not None:
+            await self._sign_with(identity, evidence, self._service.audit)
         # What callers left inside was for the keys that they had verified.
         self._service.stepping.close()
         app = attested_app(self._service, desk, self._access, limits, self._bodies)
@@ -285,9 +292,22 @@ class _Server:
             load=self._load,
             telemetry=self.telemetry,
         )
-        await self._public.serve(public_app(self._service, public_desk, about), None)
+        app = public_app(self._service, public_desk, self._bodies, about)
+        await self._public.serve(app, None)
         not_after = identity.keys.public.not_after
         log_event("new_keys", not_after=not_after.isoformat())
+
+    async def _sign_with(self, identity: Identity, evidence: bytes, audit: AuditLog) -> None:
+        """Let the audit log be signed with new keys; where it cannot say so, with the old ones."""
+        try:
+            await asyncio.to_thread(audit.begin, identity.keys.receipt, evidence)
+            if self._service.state is State.STARTING:
+                self._access.tell_changes(
+                    lambda count, sha256: audit.note("access", count=count, sha256=sha256)
+                )
+        except Overloaded as error:
+            if self._service.state is State.STARTING:
+                raise ConfigurationError(str(error)) from error
 
     async def _renew(self) -> None:
         """Make new keys after half of the old ones' life; end what holds expired ones."""
@@ -375,7 +395,9 @@ async def _first(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:
         task.result()
 
 
-def _open_service(config: ServerConfig, folder: Path, sandbox: Sandbox | None) -> Service:
+def _open_service(
+    config: ServerConfig, folder: Path, sandbox: Sandbox | None, audit: AuditLog | None
+) -> Service:
     """Return the service, with a store for the operator's models and one for each tenant's."""
     limits = config.limits
     engine = load_engine("onnx")
@@ -397,7 +419,7 @@ def _open_service(config: ServerConfig, folder: Path, sandbox: Sandbox | None) -
         name: open_store(folder / "tenants" / name, q.max_models, q.max_bytes, q.max_uploads)
         for name, q in config.access.tenants.items()
     }
-    return Service(store, config, tenants)
+    return Service(store, config, tenants, audit=audit)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from blindai.errors import (
     BlindAIError,
@@ -28,23 +28,26 @@ from blindai.errors import (
 )
 from blindai.inference.options import ModelOptions
 from blindai.inference.scheduler import Scheduler
-from blindai.server.access.principal import OPERATOR
+from blindai.server.access.principal import OPERATOR, Principal
 from blindai.server.events import log_event
 from blindai.server.pruning import prune
 from blindai.server.sealing import SealedModels
 from blindai.server.shelves import Shelf, Shelves
 from blindai.server.stepping import Stepping
+from blindai.server.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
+    from contextlib import AbstractContextManager
     from datetime import timedelta
 
+    from blindai.channel.audit import Event
     from blindai.inference.engine import RunHandle
     from blindai.inference.sequences import Step
     from blindai.inference.store import LoadedModel, ModelRecord, ModelStore, Upload
     from blindai.inference.tensors import Tensor
-    from blindai.server.auth import Principal
+    from blindai.server.audit import AuditLog, Who
     from blindai.server.config import ServerConfig
     from blindai.server.stepping import Caller
 
@@ -102,12 +105,16 @@ class Service:
         store: Holds the operator's models.
         config: How many runs, how many waiting, and which models are public.
         tenants: Hold the models of tenants, by their names.
+        audit: Told of what changes what is served.
 
     Attributes:
+        limits: What it accepts.
         state: Set by whoever runs the server.
+        audit: Told of what changes what is served, before it does; `None`: nobody is.
         shelves: Whose models are where.
         scheduler: Runs the models; its statistics are for metrics.
         stepping: Keeps state between the steps of sequences.
+        traffic: Counts what comes and goes.
     """
 
     def __init__(
@@ -115,11 +122,14 @@ class Service:
         store: ModelStore,
         config: ServerConfig,
         tenants: Mapping[str, ModelStore] | None = None,
+        *,
+        audit: AuditLog | None = None,
     ) -> None:
         self.store = store
         self.shelves = Shelves(store, config.access, tenants or {})
         self.state = State.STARTING
-        self._limits = config.limits
+        self.audit = audit
+        self.limits = config.limits
         self._max_batch = config.max_batch
         self.scheduler = Scheduler(
             workers=config.concurrency,
@@ -128,6 +138,7 @@ class Service:
             load_again=self.shelves.load_again,
         )
         self.stepping = Stepping(config.limits)
+        self.traffic = Traffic()
         self._decodes = ThreadPoolExecutor(config.concurrency, "blindai-decode")
         self._loads = ThreadPoolExecutor(config.limits.max_uploads, "blindai-load")
         self._capacity = config.concurrency + config.limits.max_queue
@@ -234,7 +245,7 @@ class Service:
         began: float,
         handle: RunHandle,
     ) -> Future[AnswerT]:
-        longest = self._limits.max_run_time
+        longest = self.limits.max_run_time
         return self.scheduler.submit(
             model,
             call.inputs,
@@ -292,14 +303,14 @@ class Service:
     ) -> tuple[ModelRecord, bool]:
         options = options or ModelOptions()
         options.scheduling(self._max_batch)  # refuses what the operator does not allow
-        if self._uploading >= self._limits.max_uploads:
+        if self._uploading >= self.limits.max_uploads:
             msg = f"{self._uploading} uploads are under way, which is the limit"
             raise Overloaded(msg, retry_after=10.0)
         loop = asyncio.get_running_loop()
         pipe = _Pipe(loop)
         shelf = self.shelves.of(who)
         begin = partial(shelf.store.begin_upload, name, expected_size=size, options=options)
-        job = partial(self._receive, pipe, begin, shelf, sha256=sha256, replace=replace)
+        job = partial(self._receive, pipe, begin, shelf, who, sha256=sha256, replace=replace)
         self._uploading += 1
         worker = loop.run_in_executor(self._loads, job)
         worker.add_done_callback(self._upload_ended)
@@ -326,6 +337,7 @@ class Service:
         pipe: _Pipe,
         begin: Callable[[], Upload],
         shelf: Shelf,
+        who: Principal,
         *,
         sha256: str | None,
         replace: bool,
@@ -334,9 +346,10 @@ class Service:
             for chunk in pipe:
                 upload.write(chunk)
             before = next((r.key for r in shelf.store.records() if upload.name in r.names), None)
-            record = upload.commit(expected_sha256=sha256, replace=replace)
-            if shelf.sealed is not None:
-                shelf.sealed.keep(upload.name, shelf.store.get(record.key))
+            with self._audited("upload", who, model=upload.sha256, size=upload.size):
+                record = upload.commit(expected_sha256=sha256, replace=replace)
+                if shelf.sealed is not None:
+                    shelf.sealed.keep(upload.name, shelf.store.get(record.key))
             # Unless it was deleted at once.
             with contextlib.suppress(ModelNotFound):
                 self.scheduler.prepare(shelf.store.get(record.key))
@@ -354,7 +367,7 @@ class Service:
             ModelNotFound: No model of theirs has this name.
         """
         shelf = self.shelves.of(who)
-        await asyncio.to_thread(self._delete, name, shelf)
+        await asyncio.to_thread(self._delete, name, shelf, who)
         log_event("model_deleted", models=len(shelf.store.records()))
 
     def prune(self, unused_for: timedelta, spared: AbstractSet[str]) -> list[str]:
@@ -366,9 +379,11 @@ class Service:
         """
         gone: list[str] = []
         for tenant, shelf in self.shelves.items():
+            pruning = Principal("server", "pruning", frozenset(), tenant)
             gone += prune(
                 shelf.store,
                 shelf.sealed,
+                audited=partial(self._audited, "delete", pruning),
                 last_run=self._last_run,
                 unused_for=unused_for,
                 spared=spared if tenant == OPERATOR else frozenset(),
@@ -380,25 +395,43 @@ class Service:
         found = self.scheduler.statistics_of(entry.model)
         return 0.0 if found is None else found.last_inference / 1000
 
-    async def hand_over(self, measurements: Mapping[str, bytes]) -> None:
+    async def hand_over(self, measurements: Mapping[str, bytes], who: Principal) -> None:
         """Let other code open the sealed models; see `SealedModels.hand_over`.
+
+        Args:
+            measurements: Of that code.
+            who: Asks.
 
         Raises:
             InvalidInput: Nothing is sealed here.
             ConfigurationError: The platform cannot.
             SealedDataError: The sealed models are shut.
         """
-        await asyncio.to_thread(_all, self._sealed(), lambda each: each.hand_over(measurements))
+        said = {name: value.hex() for name, value in measurements.items()}
+        audited = partial(self._audited, "handover", who, measurements=said)
+        change = partial(_all, self._sealed(), lambda each: each.hand_over(measurements))
+        await asyncio.to_thread(_within, audited, change)
 
-    async def withdraw_handover(self) -> None:
+    async def withdraw_handover(self, who: Principal) -> None:
         """Let no other code open the sealed models any more; see `SealedModels.withdraw`.
+
+        Args:
+            who: Asks.
 
         Raises:
             InvalidInput: Nothing is sealed here.
             SealedDataError: The sealed models are shut, or one of them is damaged.
             Overloaded: The disk has no room to seal them anew.
         """
-        await asyncio.to_thread(_all, self._sealed(), SealedModels.withdraw)
+        audited = partial(self._audited, "withdraw", who)
+        change = partial(_all, self._sealed(), SealedModels.withdraw)
+        await asyncio.to_thread(_within, audited, change)
+
+    def _audited(self, event: Event, who: Who, **about: Any) -> AbstractContextManager[None]:
+        """Return what an action has to happen in; see `AuditLog.action`."""
+        if self.audit is None:
+            return contextlib.nullcontext()
+        return self.audit.action(event, who, **about)
 
     def _sealed(self) -> list[SealedModels]:
         sealed = [shelf.sealed for shelf in self.shelves if shelf.sealed is not None]
@@ -407,11 +440,12 @@ class Service:
             raise InvalidInput(msg)
         return sealed
 
-    def _delete(self, name: str, shelf: Shelf) -> None:
-        if shelf.sealed is None:
-            shelf.store.delete(name)
-        else:
-            shelf.sealed.delete(name)
+    def _delete(self, name: str, shelf: Shelf, who: Principal) -> None:
+        model = None
+        with contextlib.suppress(ModelNotFound):
+            model = shelf.store.get(name).record.sha256
+        with self._audited("delete", who, model=model):
+            (shelf.store if shelf.sealed is None else shelf.sealed).delete(name)
 
     def stop_runs(self) -> None:
         """Make all runs end soon, with an error."""
@@ -426,6 +460,13 @@ class Service:
         self.scheduler.close()
         self._loads.shutdown(cancel_futures=True)
         self.shelves.close()
+
+
+def _within(
+    audited: Callable[[], AbstractContextManager[None]], change: Callable[[], None]
+) -> None:
+    with audited():
+        change()
 
 
 def _all(sealed: Sequence[SealedModels], change: Callable[[SealedModels], None]) -> None:

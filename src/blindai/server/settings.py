@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import TYPE_CHECKING, Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, create_model
@@ -131,6 +131,8 @@ class Settings(BaseSettings):
     sealed_models: Path | None = None
     take_over: bool = False
     prune_after: int | None = None
+    audit_log: Path | None = None
+    log_level: Literal["info", "warning", "error"] = "info"
     store: Path | None = None
     gpus: bool = False
     tpm: str | None = None
@@ -247,6 +249,7 @@ def server_config(settings: Settings, platform: Platform) -> ServerConfig:
         models=settings.models,
         sealed=settings.sealed_models,
         take_over=settings.take_over,
+        audit_log=settings.audit_log,
         prune_after=None if days is None else _span("prune_after", days=days),
         gpus=settings.gpus,
         store=settings.store,

@@ -109,6 +109,11 @@ class Shelves:
         msg = f"no model {entry.record.sha256}"
         raise ModelNotFound(msg)
 
+    @property
+    def bytes_in_use(self) -> int:
+        """Of all models' files, and of those that are on their way in."""
+        return sum(shelf.store.bytes_in_use() for shelf in self)
+
     def close(self) -> None:
         """Let go of all models."""
         for shelf in self:

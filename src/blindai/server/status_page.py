@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from blindai.server.load_history import Load
-    from blindai.server.own_evidence import OwnEvidence
+    from blindai.server.self_check import SelfCheck
 
 _PAGE: Final = load_template("page.html")
 _STYLE: Final = load_template("style.css")
@@ -93,7 +93,7 @@ class Status:
     version: str
     now: datetime
     keys_until: datetime
-    evidence: OwnEvidence
+    evidence: SelfCheck
     evidence_age: float | None
     host: str
     port: int
@@ -176,8 +176,6 @@ def _facts(status: Status) -> Html:
         versions = [f"{name} {number}" for name, number in sorted(evidence.claims.versions.items())]
         rows["Versions"] = ", ".join(versions) or "none"
         rows["Weaknesses"] = ", ".join(sorted(evidence.claims.weaknesses)) or "none"
-    if evidence.devices:
-        rows["GPUs with evidence"] = str(evidence.devices)
     return join(fill(_FACT, name=name, value=value) for name, value in rows.items())
 
 

@@ -1,6 +1,7 @@
 """API keys: kept as digests, ended by time or revocation, and never guessed at."""
 
 import contextlib
+import hashlib
 import hmac
 import json
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blindai.errors import AccessDenied, ConfigurationError, InvalidInput
+from blindai.errors import AccessDenied, ConfigurationError, InvalidInput, Overloaded
 from blindai.server.access import keys as module
 from blindai.server.access.keys import ApiKeys, create_key, load_keys, parse_keys, revoke_key
 from blindai.server.access.principal import Scope
@@ -128,3 +129,28 @@ def test_any_content_is_keys_or_an_error(content):
     content = content if isinstance(content, bytes) else content.encode()
     with contextlib.suppress(ConfigurationError):
         assert isinstance(parse_keys(content), dict)
+
+
+def test_who_is_told_of_changes_decides(tmp_path):
+    """Keys that somebody could not be told of open nothing; they do as soon as it can be told."""
+    path, clock, told, can = tmp_path / "keys.json", Clock(), [], [True]
+
+    def tell(count, sha256):
+        if not can[0]:
+            msg = "the disk is full"
+            raise Overloaded(msg)
+        told.append((count, sha256))
+
+    make(path)
+    known = ApiKeys(path, clock=clock)
+    known.tell_changes(tell)
+    _, token = make(path)
+    can[0] = False
+    clock.seconds += 2
+    with pytest.raises(AccessDenied):
+        known.find(token.encode(), now=NOW)
+    can[0] = True
+    clock.seconds += 2
+    known.find(token.encode(), now=NOW)
+    assert [count for count, _ in told] == [1, 2]
+    assert told[-1][1] == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -110,6 +110,15 @@ class Access:
     ) -> None:
         self._stack.close()
 
+    def tell_changes(self, tell: Callable[[int, str], None]) -> None:
+        """Have somebody told which API keys hold; see `ApiKeys.tell_changes`.
+
+        Raises:
+            BlindAIError: From `tell`.
+        """
+        if self._keys is not None:
+            self._keys.tell_changes(tell)
+
     def admit(self, scope: Scope, presented: Presented) -> Principal:
         """Return who asks, if they may.
 
@@ -156,7 +165,7 @@ class Access:
             return self._operator
         if self._keys is not None and token.startswith(PREFIX):
             key = self._keys.find(token, now=datetime.fromtimestamp(self._now(), UTC))
-            return self._principal("key", key.name, key.scopes, key.tenant)
+            return self._principal("key", key.id, key.scopes, key.tenant)
         if self._tokens is not None and is_jwt(token):
             found = self._tokens.verify(token, now=self._now())
             return self._principal("jwt", found.subject, found.scopes, found.tenant)

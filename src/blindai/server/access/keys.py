@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from blindai.errors import AccessDenied, ConfigurationError, InvalidInput
+from blindai.errors import AccessDenied, BlindAIError, ConfigurationError, InvalidInput
 from blindai.inference.disk import write_whole
 from blindai.server.access.principal import OPERATOR, Scope
 from blindai.server.access.rules import TENANT
@@ -116,6 +116,10 @@ def load_keys(path: Path) -> dict[str, KeyRecord]:
     Raises:
         ConfigurationError: It cannot be read, is none, or others may write to it.
     """
+    return _parse_file(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
@@ -130,6 +134,10 @@ def load_keys(path: Path) -> dict[str, KeyRecord]:
     if len(content) > _MAX_FILE:
         msg = f"{path}: expected at most {_MAX_FILE} bytes of API keys, came more"
         raise ConfigurationError(msg)
+    return content
+
+
+def _parse_file(path: Path, content: bytes) -> dict[str, KeyRecord]:
     try:
         return parse_keys(content)
     except ConfigurationError as error:
@@ -235,14 +243,30 @@ class ApiKeys:
         ConfigurationError: As `load_keys`.
     """
 
-    __slots__ = ("_clock", "_keys", "_looked", "_path", "_seen")
+    __slots__ = ("_clock", "_digest", "_keys", "_looked", "_path", "_seen", "_tell")
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
+        self._tell: Callable[[int, str], None] | None = None
         self._seen = _identity(path)
-        self._keys = load_keys(path)
+        content = _read(path)
+        self._keys = _parse_file(path, content)
+        self._digest = hashlib.sha256(content).hexdigest()
         self._looked = clock()
+
+    def tell_changes(self, tell: Callable[[int, str], None]) -> None:
+        """Have somebody told which keys hold, now and after each change.
+
+        Args:
+            tell: Called with the number of keys and the SHA-256 of their file before they open
+                anything; what it raises of ours keeps them from it.
+
+        Raises:
+            BlindAIError: From `tell`.
+        """
+        tell(len(self._keys), self._digest)
+        self._tell = tell
 
     def find(self, token: bytes, *, now: datetime) -> KeyRecord:
         """Return what is known of a key that was presented.
@@ -275,10 +299,13 @@ class ApiKeys:
         if seen is not None and seen == self._seen:
             return
         try:
-            self._keys = load_keys(self._path)
-            self._seen = seen
+            content = _read(self._path)
+            keys, digest = _parse_file(self._path, content), hashlib.sha256(content).hexdigest()
+            if self._tell is not None and digest != self._digest:
+                self._tell(len(keys), digest)
+            self._keys, self._digest, self._seen = keys, digest, seen
             log_event("api_keys_loaded")
-        except ConfigurationError:
+        except BlindAIError:
             if self._keys or self._seen is not None:
                 log_event("api_keys_unreadable", level="error")
             self._keys, self._seen = {}, None

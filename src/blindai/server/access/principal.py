@@ -40,7 +40,7 @@ class Principal:
 
     Attributes:
         kind: Of the proof: "anonymous", "token", "key", "jwt" or "certificate".
-        subject: Whom the proof is of, for people: the name of a key, the subject of a JWT.
+        subject: Whom the proof is of: the id of a key, the subject of a JWT, the name of a holder.
         scopes: What they may do.
         tenant: Whose models they use; `OPERATOR`: the operator's.
         account: Counts what they use; `None`: nobody counts.

@@ -27,6 +27,7 @@ from blindai.server.grpc.status import OK, Status, StatusCode, encode_trailers, 
 from blindai.server.stepping import Caller
 
 if TYPE_CHECKING:
+    from blindai.inference.histogram import Histogram
     from blindai.server.access.principal import Principal
     from blindai.server.grpc.hpack import Field
     from blindai.server.grpc.request import Head
@@ -100,6 +101,10 @@ class Call:
         trailers: The header block that ends the RPC; `None`: more is to come.
         metadata: Sent with the trailers.
         who: Calls; known once it has started.
+        began: When its header fields had come, in ns of `time.perf_counter_ns()`.
+        finished: When its answer was made, likewise.
+        code: What it ended with, as soon as it did.
+        written: Counts how long its answer took to send; `None`: nobody wants to know.
     """
 
     __slots__ = (
@@ -118,7 +123,10 @@ class Call:
         "_used",
         "_wire",
         "answered",
+        "began",
+        "code",
         "ended",
+        "finished",
         "head",
         "metadata",
         "pending",
@@ -127,6 +135,7 @@ class Call:
         "trailers",
         "who",
         "window",
+        "written",
     )
 
     def __init__(
@@ -142,6 +151,10 @@ class Call:
         self.trailers: bytes | None = None
         self.metadata: tuple[Field, ...] = ()
         self.who = NOBODY
+        self.began = time.perf_counter_ns()
+        self.finished = 0
+        self.code = int(StatusCode.OK)
+        self.written: Histogram | None = None
         self._wire = wire
         self._method = method
         self._share = share
@@ -313,6 +326,8 @@ class Call:
         """End the RPC; what is pending is sent before. Does nothing the second time."""
         if self.trailers is not None:
             return
+        self.code = int(status.code)
+        self.finished = time.perf_counter_ns()
         if status.code is not StatusCode.OK:
             # The client may show either the answer or the error: it gets one of them.
             self.pending.clear()

@@ -12,6 +12,7 @@ CVE-2023-44487 (rapid reset) and CVE-2024-27316 (CONTINUATION flood).
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -73,6 +74,7 @@ class Port:
         bodies: Counts what all calls hold.
         why_not: Returns why nothing is served but what always is; "" where all is.
         connections: That are open, also to other identities.
+        answers: Status of gRPC → how many calls ended with it.
         buffer: Receives for all of them; what is in it is taken before the next read.
     """
 
@@ -81,6 +83,7 @@ class Port:
     bodies: ByteBudget
     why_not: Callable[[], str]
     connections: set[Connection]
+    answers: dict[int, int] = field(default_factory=dict)
     buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(_BUFFER_BYTES)))
 
 
@@ -459,6 +462,9 @@ class Connection(asyncio.BufferedProtocol):
     def _on_sent(self, call: Call) -> None:
         """Let go of a call whose answer is on its way."""
         self._calls.pop(call.stream, None)
+        self._port.answers[call.code] = self._port.answers.get(call.code, 0) + 1
+        if call.written is not None:
+            call.written.add(time.perf_counter_ns() - call.finished)
         self._credit = min(MAX_CREDIT, self._credit + _CREDIT_PER_CALL)
         if not call.ended:
             self._out.write(frames.reset_frame(call.stream, Code.NO_ERROR))

@@ -67,7 +67,14 @@ class GrpcListener:
             context: Of TLS, with "h2" as its only protocol.
         """
         before = self._server
-        port = Port(methods, self._limits, self._bodies, self._why_not, self._connections)
+        port = Port(
+            methods,
+            self._limits,
+            self._bodies,
+            self._why_not,
+            self._connections,
+            self._service.traffic.answers["grpc"],
+        )
         # A copy each: closing a server closes its socket, and this one has to stay.
         self._server = await asyncio.get_running_loop().create_server(
             partial(Connection, port),

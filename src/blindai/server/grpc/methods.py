@@ -7,6 +7,7 @@ configuration, statistics, the model repository and streams.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -143,6 +144,9 @@ class _Inference:
 
     async def infer(self, call: Call, message: Message) -> Parts:
         """Run a model once."""
+        traffic = self._service.traffic
+        traffic.read.add(time.perf_counter_ns() - call.began)
+        call.written = traffic.write
         answer = await self._run(call, message, open_envelope(message))
         if answer.facts is not None:
             call.metadata = (await self._receipts.sign(answer.facts),)
