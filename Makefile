@@ -167,7 +167,7 @@ lock: $(BIN)/uv ## Write requirements/*.txt again, with hashes and without index
 vm: $(BIN)/uv ## Build the measured machine into build/vm; MODELS=folder puts models in
 	@$(BIN)/python deploy/vm/build.py $(if $(MODELS),--models $(MODELS)) $(ARGS)
 
-vm-lock: $(BIN)/uv ## Lock the Debian packages of the image to those that apt offers now
+vm-lock: $(VENV)/.dev ## Lock the Debian packages of the image to those that apt offers now
 	@$(BIN)/python deploy/vm/build.py --lock
 
 vm-test: $(VENV)/.hardware $(BIN)/uv ## Build the image twice, boot it, verify it, tamper with it (15 minutes)
