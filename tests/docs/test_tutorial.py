@@ -22,7 +22,7 @@ def test_tutorial(tmp_path):
 
     def run(*command):
         done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False
         )
         assert done.returncode == 0, done.stderr or done.stdout
         return done.stdout
