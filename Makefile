@@ -36,6 +36,10 @@ $(VENV)/.demo: requirements/demo.txt $(VENV)/.dev
 	fi
 	@touch $@
 
+# What resolves and installs by the hashed locks, in this venv as others may have another.
+$(BIN)/uv: | $(VENV)/.dev
+	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(BIN)/python uv; else $(BIN)/pip install --quiet uv; fi
+
 # OpenVINO, which the tables compare with.
 $(VENV)/.bench: requirements/bench.txt $(VENV)/.demo
 	@if command -v uv >/dev/null 2>&1; then \
@@ -141,8 +145,7 @@ proto: $(VENV)/.dev ## Write the protobuf descriptors of the gRPC services again
 	@cd src/blindai/server/grpc/proto && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. \
 	  --descriptor_set_out=descriptors.binpb *.proto
 
-lock: $(VENV)/.dev ## Write requirements/*.txt again, with hashes and without index addresses
-	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+lock: $(BIN)/uv ## Write requirements/*.txt again, with hashes and without index addresses
 	@$(COMPILE) pyproject.toml --extra server --group dev -o requirements/dev.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml -o requirements/client.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server -o requirements/server.txt
@@ -182,15 +185,13 @@ wheel: $(VENV)-build/.done ## Build the wheel twice into dist/, identical to the
 	@$(VENV)-build/bin/python deploy/release/wheel.py --python $(VENV)-build/bin/python
 
 # As root, on Debian 12; deploy/vm/README.md names the packages that are needed.
-vm: $(VENV)/.dev ## Build the measured machine into build/vm; MODELS=folder puts models in
-	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+vm: $(BIN)/uv ## Build the measured machine into build/vm; MODELS=folder puts models in
 	@$(BIN)/python deploy/vm/build.py $(if $(MODELS),--models $(MODELS)) $(ARGS)
 
 vm-lock: $(VENV)/.dev ## Lock the Debian packages of the image to those that apt offers now
 	@$(BIN)/python deploy/vm/build.py --lock
 
-vm-test: $(VENV)/.hardware ## Build the image twice, boot it, verify it, tamper with it (15 minutes)
-	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+vm-test: $(VENV)/.hardware $(BIN)/uv ## Build the image twice, boot it, verify it, tamper with it (15 minutes)
 	@BLINDAI_VM_TEST=1 $(BIN)/python -m pytest -q tests/vm $(ARGS)
 
 clean: ## Remove what the targets made

@@ -1,6 +1,6 @@
 """Makes the tables of docs/performance.md out of benchmarks/results.json.
 
-python benchmarks/table.py
+python benchmarks/table.py [--check]
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import json
 import sys
 from itertools import groupby
 from pathlib import Path
+
+from goals import outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
@@ -48,6 +50,11 @@ def render(document):
             f"- {each['system']}, {each['workload']}: {each['why']}"
             for each in document["left_out"]
         ]
+    lines += ["", "| goal | wanted | measured | reached |", "| --- | ---: | ---: | --- |"]
+    lines += [
+        _cells(each.goal, each.wanted, each.measured, "yes" if each.reached else "**no**")
+        for each in outcomes(document)
+    ]
     lines += ["", "| paid once | | how |", "| --- | ---: | --- |"]
     lines += [
         f"| {r['what']} | {r['value']} {r['unit']} | {r['how']} |" for r in document["lifecycle"]
@@ -72,5 +79,7 @@ def write(document):
 
 
 if __name__ == "__main__":
-    write(json.loads(RESULTS.read_text()))
-    sys.exit(0)
+    results = json.loads(RESULTS.read_text())
+    if "--check" in sys.argv:
+        sys.exit(PAGE.read_text() != page_with(results, PAGE.read_text()))
+    write(results)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blindai.client import answers
 from blindai.client.answers import check_status, parse_model, parse_result
 from blindai.client.http1 import Head
 from blindai.client.messages import Response, infer_request, receive_buffer
@@ -235,9 +236,22 @@ def test_any_error_answer_raises_an_error_of_ours(status, data):
 
 
 def test_requests_carry_tensors_without_copies():
-    """A contiguous array is sent from its own memory, at an aligned place."""
-    array = np.arange(1000, dtype=np.float32)
+    """A large contiguous array is sent from its own memory, at an aligned place."""
+    array = np.arange(10_000, dtype=np.float32)
     request = infer_request("m", [from_array("x", array)], {}, outputs=None, timeout=None)
     header, data = request.body
     assert len(header) % 64 == 0
     assert np.shares_memory(np.frombuffer(data, np.uint8), array)
+
+
+def test_data_in_an_answer_is_not_remembered():
+    """Descriptions are kept for the next answer, elements never: the second answer has its own."""
+
+    def answer(value: float) -> Response:
+        output = {"name": "y", "datatype": "FP32", "shape": [1], "data": [value]}
+        header = {"model_name": "m", "parameters": {"sha256": "a" * 64}, "outputs": [output]}
+        return Response(200, {}, memoryview(json.dumps(header).encode()))
+
+    before = answers._known_layout.cache_info().currsize
+    assert [parse_result(answer(value))["y"].tolist() for value in (1, 2)] == [[1], [2]]
+    assert answers._known_layout.cache_info().currsize == before

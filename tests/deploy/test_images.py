@@ -18,7 +18,7 @@ import pytest
 import blindai
 from tests.cli.conftest import tiny_model
 from tests.deploy.programs import DEPLOY
-from tests.docs.test_readme import free_ports
+from tests.ports import free_ports
 
 pytestmark = [
     pytest.mark.skipif(

@@ -97,7 +97,7 @@ def run(script, folder, **variables):
         env=os.environ | {"PATH": path, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr or done.stdout

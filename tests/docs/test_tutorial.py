@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.docs.pages import DOCS, blocks
-from tests.docs.test_readme import free_ports
+from tests.ports import free_ports
 
 PAGE = DOCS / "tutorial.md"
 
@@ -22,7 +22,7 @@ def test_tutorial(tmp_path):
 
     def run(*command):
         done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False
         )
         assert done.returncode == 0, done.stderr or done.stdout
         return done.stdout
@@ -39,8 +39,8 @@ def test_tutorial(tmp_path):
     try:
         lines = iter(server.stdout.readline, "")
         assert any(line.startswith("ready ") for line in lines)
-        assert "SIMULATED" in run("bash", "-c", verify.replace("50051", attested))
-        shown = run(sys.executable, "-W", "ignore", "-c", predict.replace("50051", attested))
+        assert "SIMULATED" in run("bash", "-c", verify.replace("50051", str(attested)))
+        shown = run(sys.executable, "-W", "ignore", "-c", predict.replace("50051", str(attested)))
         assert shown.startswith("[[0.5")
         assert "SIMULATED" in run("bash", "-c", check)
     finally:

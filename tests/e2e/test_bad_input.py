@@ -5,6 +5,7 @@ import ssl
 import time
 from contextlib import closing
 
+import numpy as np
 import pytest
 
 from blindai.channel.tls import unverified_context
@@ -182,6 +183,25 @@ def test_bad_json(server, body):
     """NaN, huge integers, depth 10,000 and impossible shapes are 400 with a reason."""
     reply = request(server, "POST", INFER, body)
     assert (reply.status, reply.error) == (400, "InvalidInput")
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7F800001, 0xFFFFFFFF, 0x7F800000, 0xFF800000])
+def test_nan_and_infinity_everywhere(server, bits):
+    """In binary they come back bit for bit; JSON has none, and the error says what has."""
+    data = np.full(1000, bits, np.uint32).tobytes()
+    parameters = {"binary_data_size": len(data)}
+    entry = {"name": "x", "datatype": "FP32", "shape": [1000], "parameters": parameters}
+    for binary in (True, False):
+        document = {"inputs": [entry], "parameters": {"binary_data_output": binary}}
+        header = json.dumps(document).encode()
+        headers = {"Inference-Header-Content-Length": str(len(header))}
+        reply = request(server, "POST", INFER, header + data, headers)
+        if binary:
+            assert reply.status == 200
+            assert reply.body[int(reply.headers["inference-header-content-length"]) :] == data
+        else:
+            assert (reply.status, reply.error) == (400, "InvalidInput")
+            assert "binary data" in reply.json()["error"]
 
 
 @pytest.mark.parametrize(("shape", "size"), [([2], 4), ([2], 7), ([2], 12), ([2**61], 8)])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from blindai.errors import InvalidInput, InvalidModel, ModelConflict, Overloaded
 from blindai.inference.engine import LoadOptions
 from blindai.inference.engines import load_engine
 from blindai.inference.forms import deviation_of, load_form
-from blindai.inference.options import FORMS, REFERENCE, ModelOptions, parse_options
+from blindai.inference.options import FORMS, REFERENCE, Form, ModelOptions, parse_options
+from blindai.inference.records import Measured
 from blindai.inference.store import ModelStore
 from blindai.inference.tensors import from_array
 from tests.inference.models import identity, one_node, value
@@ -346,3 +348,54 @@ def test_auto_takes_what_is_faster_and_near_enough(tmp_path, tolerance, is_chose
     chosen = load_form(path, options, LoadOptions(threads=1), SlowEngine())
     assert (str(chosen.form) == "onnx.int8") is is_chosen
     assert (chosen.form == REFERENCE) is not is_chosen
+
+
+def known_int8(by: str | None = None) -> Measured:
+    """Return what would be remembered of a model that was made int8."""
+    found = Measured.here(Form("onnx", "int8"), 0.125, load_engine().name)
+    return found if by is None else replace(found, by=by)
+
+
+class Refusing:
+    """A reference that must not be asked."""
+
+    name = "none"
+
+    def load(self, path, options):
+        pytest.fail("the reference was loaded")
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    """A form that was chosen before is loaded alone, and is told to be as far off as it was."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(mlp())
+    for options in (ModelOptions(precision="auto"), ModelOptions(precision="int8")):
+        chosen = load_form(path, options, LoadOptions(threads=1), Refusing(), known_int8())
+        assert (str(chosen.form), chosen.deviation) == ("onnx.int8", 0.125)
+        assert np.isfinite(run(chosen)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({"precision": "int8"}, known_int8(by="blindai 0.0.1, onnxruntime 1.0")),
+        ({"precision": "int8"}, replace(known_int8(), form=REFERENCE)),
+    ],
+)
+def test_what_others_measured_is_measured_again(tmp_path, options, known):
+    """Another version of code or engine, or a form that was not asked for, counts for nothing."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(mlp())
+    chosen = load_form(path, ModelOptions(**options), LoadOptions(threads=1), load_engine(), known)
+    assert str(chosen.form) == "onnx.int8"
+    assert 0 < chosen.deviation < 0.1
+    assert chosen.deviation != known.deviation
+
+
+def test_a_form_that_is_gone_is_chosen_anew(tmp_path):
+    """Where a model that was made int8 cannot be any more, "auto" chooses among the others."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(identity("FP32"))
+    options = ModelOptions(engine="onnx", precision="auto")
+    chosen = load_form(path, options, LoadOptions(threads=1), load_engine(), known_int8())
+    assert chosen.form == REFERENCE

@@ -37,10 +37,10 @@ def strings(*elements: bytes) -> bytes:
 
 @pytest.mark.parametrize("datatype", [d for d in NUMBERS if not d.is_packed])
 def test_binary_form_is_read_and_written_without_a_copy(datatype):
-    """The array lies in the buffer, and the written form in the array."""
-    buffer = bytes(6 * datatype.bits // 8)
-    tensor = from_buffer("x", datatype, [2, 3], buffer)
-    assert tensor.shape == (2, 3)
+    """The array lies in the buffer, and the written form of a large one in the array."""
+    buffer = bytes(6000 * datatype.bits // 8)
+    tensor = from_buffer("x", datatype, [2, 3000], buffer)
+    assert tensor.shape == (2, 3000)
     assert np.shares_memory(tensor.array.view(np.uint8), np.frombuffer(buffer, np.uint8))
     written = to_bytes(tensor)
     assert written == buffer

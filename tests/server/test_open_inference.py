@@ -207,14 +207,19 @@ def test_errors_have_no_data():
 def test_answer_in_the_form_asked_for():
     """Each output is binary or JSON as asked for it, else as asked for all."""
     outputs = [
-        Tensor("a", np.array([1, 2], np.float32), DataType.FP32),
+        Tensor("a", np.arange(2000, dtype=np.float32), DataType.FP32),
         Tensor("b", np.array([3], np.int64), DataType.INT64),
     ]
     answer = build_answer(call(binary_default=True, binary={"b": False}), "m", RECORD, outputs)
     header, data = answer.parts
     assert len(header) == answer.header_length
     assert json.loads(header)["outputs"] == [
-        {"name": "a", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": 8}},
+        {
+            "name": "a",
+            "datatype": "FP32",
+            "shape": [2000],
+            "parameters": {"binary_data_size": 8000},
+        },
         {"name": "b", "datatype": "INT64", "shape": [1], "data": [3]},
     ]
     assert np.shares_memory(np.frombuffer(data, np.uint8), outputs[0].array)

@@ -60,6 +60,21 @@ def test_models_survive_a_restart(server, folder):
             client.run_model("gone", X)
 
 
+def test_what_was_measured_is_remembered(server):
+    """After a restart a model has the form and the deviation that were told at its upload."""
+    with connect(server) as client:
+        client.upload_model(mlp(), name="small", precision="int8")
+        client.upload_model(mlp(layers=2), name="chosen", precision="auto", tolerance=0.2)
+        before = {m.name: (m.form, m.deviation) for m in client.models()}
+    assert before["small"][1] > 0
+    server.restart()
+    with connect(server) as client:
+        assert {m.name: (m.form, m.deviation) for m in client.models()} == before
+        # The same options still mean the same model.
+        again = client.upload_model(mlp(layers=2), name="chosen", precision="auto", tolerance=0.2)
+        assert (again.form, again.deviation) == before["chosen"]
+
+
 def test_names_move_as_they_did(server):
     """A replaced model is replaced for good."""
     with connect(server) as client:

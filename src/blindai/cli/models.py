@@ -107,13 +107,20 @@ def upload(
 )
 @server_option
 @target_options
+@token_option
 @json_option
 def run(
-    name: str, *, inputs: tuple[str, ...], output: Path | None, target: Target, as_json: bool
+    name: str,
+    *,
+    inputs: tuple[str, ...],
+    output: Path | None,
+    target: Target,
+    token: str | None,
+    as_json: bool,
 ) -> None:
     """Run the model NAME on a verified server."""
     tensors = dict(load_input(argument) for argument in inputs)
-    with target.connect() as client:
+    with target.connect(token) as client:
         result = client.run_model(name, tensors)
         arrays = dict(result)
         mark_simulation(client.attestation, as_json=as_json)
@@ -132,10 +139,11 @@ def run(
 @click.command()
 @server_option
 @target_options
+@token_option
 @json_option
-def models(target: Target, *, as_json: bool) -> None:
-    """List the models of a verified server."""
-    with target.connect() as client:
+def models(target: Target, *, token: str | None, as_json: bool) -> None:
+    """List the models of a verified server that the token lets one see."""
+    with target.connect(token) as client:
         infos = client.models()
         mark_simulation(client.attestation, as_json=as_json)
     if as_json:

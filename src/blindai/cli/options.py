@@ -42,7 +42,7 @@ class Target:
     proxy: str | None
     timeout: float
 
-    def connect(self, token: str | None = None) -> blindai.Client:
+    def connect(self, token: str | None) -> blindai.Client:
         """Verify the server and return a client that talks to it alone."""
         return blindai.connect(
             self.server,
@@ -126,5 +126,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 token_option = click.option(
     "--token",
     envvar=TOKEN_VARIABLE,
-    help=f"Token that allows uploads; better in {TOKEN_VARIABLE}, which no process list shows.",
+    help=(
+        f"Token, API key or JWT for what is not public; better in {TOKEN_VARIABLE}, which no "
+        "process list shows."
+    ),
 )

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from blindai.cli.arrays import arrays_to_json, load_input, summary
-from blindai.cli.options import Target, json_option, mark_simulation, server_option, target_options
+from blindai.cli.options import (
+    Target,
+    json_option,
+    mark_simulation,
+    server_option,
+    target_options,
+    token_option,
+)
 from blindai.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -56,6 +63,7 @@ if TYPE_CHECKING:
 )
 @server_option
 @target_options
+@token_option
 @json_option
 def stream(
     name: str,
@@ -69,6 +77,7 @@ def stream(
     max_steps: int,
     show: tuple[str, ...],
     target: Target,
+    token: str | None,
     as_json: bool,
 ) -> None:
     """Run the model NAME in a loop on a verified server, and print each step as it is made.
@@ -78,7 +87,7 @@ def stream(
     tensors = dict(load_input(argument) for argument in inputs)
     state, greedy = _pairs("--state", states), _pairs("--greedy", tokens)
     steps = 0
-    with target.connect() as client:
+    with target.connect(token) as client:
         mark_simulation(client.attestation, as_json=as_json)
         results = client.stream(
             name,

@@ -61,7 +61,7 @@ def verify(
         msg = "--at belongs to --bundle: a server that answers now is verified now"
         raise ConfigurationError(msg)
     else:
-        with target.connect() as client:
+        with target.connect(token=None) as client:
             result, shown = client.attestation, client.evidence
     if save is not None:
         write_file(save, shown.dump())

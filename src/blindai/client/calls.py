@@ -12,6 +12,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from msgspec import structs
+
 from blindai.attestation.model import Mismatch
 from blindai.channel.statement import Kind
 from blindai.client.answers import (
@@ -230,7 +232,7 @@ class Calls:
             _check_outputs(outputs, info, [*tokens])
         request = self._stepped_request(name, info, inputs, state, outputs, timeout, parameters)
         target = request.target.removeprefix("/v2").removesuffix("/infer")
-        return replace(request, target=f"/blindai/v1{target}/stream"), info
+        return structs.replace(request, target=f"/blindai/v1{target}/stream"), info
 
     def step(
         self,

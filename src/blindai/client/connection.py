@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# By which part a wait may be longer than is left: to say anew how long costs a system call.
+_IMPRECISION: Final = 0.01
 # One write has one timeout, so a write must be no larger than what any link carries in it.
 _WRITE_BYTES: Final = 1 << 20
 
@@ -76,7 +78,7 @@ class Connection:
         authority: For the Host header.
     """
 
-    __slots__ = ("_authority", "_incoming", "received", "sock", "used")
+    __slots__ = ("_authority", "_incoming", "_timeout", "received", "sock", "used")
 
     def __init__(self, sock: socket.socket, authority: str) -> None:
         self.sock = sock
@@ -84,6 +86,7 @@ class Connection:
         self.received = 0
         self._authority = authority
         self._incoming = Incoming()
+        self._timeout = 0.0
 
     def close(self) -> None:
         """Close it; what was on its way is lost."""
@@ -158,21 +161,21 @@ class Connection:
 
     def _write(self, data: bytes | memoryview, deadline: Deadline) -> None:
         if len(data) <= _WRITE_BYTES:
-            self.sock.settimeout(deadline.left())
+            self._limit_wait(deadline)
             sent = self.sock.send(data) if data else 0
             # Most requests are sent at once, and `sendall` costs a moment.
             if sent < len(data):
                 self.sock.sendall(memoryview(data)[sent:])
             return
         for piece in slices([data], _WRITE_BYTES):
-            self.sock.settimeout(deadline.left())
+            self._limit_wait(deadline)
             self.sock.sendall(piece)
 
     def _read(self, reading: Reading[T], deadline: Deadline) -> T:
         try:
             memory = next(reading)
             while True:
-                self.sock.settimeout(deadline.left())
+                self._limit_wait(deadline)
                 count = self.sock.recv_into(memory)
                 if not count:
                     # The same however the peer closes, so callers have one case.
@@ -182,6 +185,12 @@ class Connection:
         except StopIteration as stop:
             value: T = stop.value
             return value
+
+    def _limit_wait(self, deadline: Deadline) -> None:
+        left = deadline.left()
+        if abs(self._timeout - left) > _IMPRECISION * left:
+            self.sock.settimeout(left)
+            self._timeout = left
 
     def _readable(self, seconds: float) -> bool:
         if self._incoming:

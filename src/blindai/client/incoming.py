@@ -51,10 +51,10 @@ class Incoming:
 
     def head(self) -> Reading[Head]:
         """Read one head, be it final or interim."""
-        while (data := self._take_until(b"\r\n\r\n", MAX_HEAD_BYTES)) is None:
+        while (head := self._take_head()) is None:
             count = yield self._room()  # which moves the end
             self._end += count
-        return parse_head(data)
+        return head
 
     def answer(
         self,
@@ -131,7 +131,12 @@ class Incoming:
 
     def _final_head(self, on_interim: Callable[[], None] | None) -> Reading[Head]:
         interim = 0
-        while (head := (yield from self.head())).interim:
+        # Not by `head`: a generator inside another costs each answer a moment.
+        while (head := self._take_head()) is None or head.interim:
+            if head is None:
+                count = yield self._room()  # which moves the end
+                self._end += count
+                continue
             interim += 1
             if interim == _MAX_INTERIM:
                 msg = f"the server sent {_MAX_INTERIM} interim answers and no final one"
@@ -139,6 +144,10 @@ class Incoming:
             if on_interim is not None:
                 on_interim()
         return head
+
+    def _take_head(self) -> Head | None:
+        data = self._take_until(b"\r\n\r\n", MAX_HEAD_BYTES)
+        return None if data is None else parse_head(data)
 
     def _take_until(self, mark: bytes, limit: int) -> bytes | None:
         """Take everything before `mark` out, and the mark with it; `None`: more has to come."""
@@ -154,7 +163,9 @@ class Incoming:
 
     def _room(self) -> memoryview:
         """Return where more bytes can go."""
-        if self._start:
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._start:
             self._view[: self._end - self._start] = self._buffer[self._start : self._end]
             self._end -= self._start
             self._start = 0

@@ -80,7 +80,7 @@ def tunnel_head(target: Address, authorization: str | None) -> bytes:
 
 
 def _head(request: Request, authority: str, framing: str) -> bytes:
-    lines = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    lines = "".join([f"{name}: {value}\r\n" for name, value in request.headers.items()])
     return (
         f"{request.method} {request.target} HTTP/1.1\r\nHost: {authority}\r\n{lines}{framing}\r\n"
     ).encode("ascii")

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from blindai.errors import BlindAIError, ModelNotFound
-from blindai.inference.options import parse_options
+from blindai.inference.options import REFERENCE, parse_options
+from blindai.inference.records import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from blindai.inference.registry import SealedModel
     from blindai.inference.store import ModelStore
     from blindai.inference.vault import Vault
+
+
+# Stands among the sealed options, and is none of them: what was found out of the model's form.
+_MEASURED: Final = "measured"
 
 
 def keep_model(
@@ -43,6 +50,9 @@ def keep_model(
         SealedDataError: The disk fails.
     """
     record = loaded.record
+    kept = dict(options or {})
+    if record.options.forms != (REFERENCE,):
+        kept[_MEASURED] = msgspec.json.encode(record.measured).decode()
     try:
         descriptor = os.open(loaded.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -54,7 +64,7 @@ def keep_model(
             sha256=record.sha256,
             size=record.size,
             names=record.names,
-            options=options,
+            options=kept,
             used=used,
         )
 
@@ -68,11 +78,26 @@ def restore_model(
         SealedDataError: Its file is not as it was sealed, or cannot be read.
         InferenceError: The store does not take it.
     """
-    options = parse_options({key: str(value) for key, value in model.options.items()})
+    options = parse_options({key: str(value) for key, value in owner_options(model).items()})
+    known = _measured(model)
     for name in names:
-        with store.begin_upload(name, expected_size=model.size, options=options) as upload:
+        with store.begin_upload(
+            name, expected_size=model.size, options=options, known=known
+        ) as upload:
             vault.unseal(model.sha256, upload.write)
             upload.commit(expected_sha256=model.sha256)
+
+
+def owner_options(model: SealedModel) -> dict[str, bool | int | str]:
+    """Return how a sealed model is to run, as its owner said."""
+    return {key: value for key, value in model.options.items() if key != _MEASURED}
+
+
+def _measured(model: SealedModel) -> Measured | None:
+    try:
+        return msgspec.json.decode(str(model.options[_MEASURED]), type=Measured)
+    except (KeyError, msgspec.MsgspecError, RecursionError):
+        return None  # it was sealed by a version that remembers nothing, or otherwise
 
 
 def restore_models(vault: Vault, store: ModelStore) -> list[tuple[SealedModel, BlindAIError]]:

@@ -1,8 +1,9 @@
 """Load a model in the form that its uploader asked for, and say how far it is from the original.
 
-Always true: a form other than the reference is compared with it on random inputs before it is
-served, and the deviation is told; "auto" serves only what stayed within the tolerance, and the
-reference where nothing else did or nothing else was faster. No request data is used.
+Always true: a form other than the reference was compared with it on random inputs before it is
+served, by this very code and engine, and the deviation is told; "auto" serves only what stayed
+within the tolerance, and the reference where nothing else did or nothing else was faster. What was
+chosen once stays chosen over restarts (`Measured`). No request data is used.
 
 Everything here is slow and takes memory for a second copy: to be called by one upload at a time.
 """
@@ -23,6 +24,7 @@ from blindai.inference.engines import load_engine
 from blindai.inference.options import REFERENCE
 from blindai.inference.probe import random_inputs
 from blindai.inference.quantization import quantize_int8
+from blindai.inference.records import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +72,11 @@ class _Probe:
 
 
 def load_form(
-    path: Path, options: ModelOptions, load_options: LoadOptions, reference: Engine
+    path: Path,
+    options: ModelOptions,
+    load_options: LoadOptions,
+    reference: Engine,
+    known: Measured | None = None,
 ) -> Chosen:
     """Load a model in the form that its options ask for.
 
@@ -79,11 +85,16 @@ def load_form(
         options: What the uploader said.
         load_options: How it is to run.
         reference: The engine of the reference form.
+        known: What was found out of this file with these options before; `None`: nothing.
 
     Raises:
         InvalidModel: The engine cannot load it, is not here, or the model has no such form.
         Overloaded: No memory for it.
     """
+    if known is not None and known.form in options.forms:
+        found = _as_before(path, load_options, reference, known)
+        if found is not None:
+            return found
     original = reference.load(path, load_options)
     if options.forms == (REFERENCE,):
         return Chosen(original, REFERENCE, reference.name)
@@ -92,6 +103,23 @@ def load_form(
     except BaseException:
         original.close()
         raise
+
+
+def _as_before(
+    path: Path, load_options: LoadOptions, reference: Engine, known: Measured
+) -> Chosen | None:
+    """Load a form that was measured; `None`: it has to be measured anew."""
+    try:
+        if known.form == REFERENCE:
+            found = Chosen(reference.load(path, load_options), REFERENCE, reference.name)
+        else:
+            found = replace(_load(path, known.form, load_options), deviation=known.deviation)
+    except InvalidModel:
+        return None
+    if Measured.here(found.form, found.deviation, found.engine) != known:
+        found.model.close()
+        return None
+    return found
 
 
 def _other_form(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -160,7 +160,8 @@ def _loud_integers(
         for bound in _LOUD_INTEGERS:
             high = min(bound, tensor.datatype.limits[1])
             larger = rng.integers(0, high, tensor.shape).astype(tensor.datatype.numpy)
-            candidate = [*member[:index], replace(tensor, array=larger), *member[index + 1 :]]
+            other = Tensor(tensor.name, larger, tensor.datatype)
+            candidate = [*member[:index], other, *member[index + 1 :]]
             # Not DeadlineExceeded: then the batch itself has no time left, and says so.
             with contextlib.suppress(InvalidInput):
                 run(candidate)

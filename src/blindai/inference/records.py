@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from importlib import metadata
+from typing import TYPE_CHECKING, Final, Self
 
 from blindai.errors import InvalidInput
 from blindai.inference.options import REFERENCE, Form, ModelOptions
@@ -16,9 +17,30 @@ if TYPE_CHECKING:
     from blindai.inference.engine import Model
     from blindai.inference.tensors import TensorSpec
 
+_VERSION: Final = metadata.version("blindai")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Also with a form behind it: what models are addressed by beside their names.
 _SHA256: Final = re.compile(r"[0-9a-f]{64}(\..*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found out of a model's form, so that it need not be found out again.
+
+    Attributes:
+        form: That was chosen.
+        deviation: Of the form, see `ModelRecord`.
+        by: Versions of this code and of the engine: others may compute otherwise.
+    """
+
+    form: Form
+    deviation: float | None
+    by: str
+
+    @classmethod
+    def here(cls, form: Form, deviation: float | None, engine: str) -> Self:
+        """Return what this code found out, with an engine of this name and version."""
+        return cls(form, deviation, f"blindai {_VERSION}, {engine}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +76,11 @@ class ModelRecord:
     def key(self) -> str:
         """What it is: the SHA-256 of its file, and its form unless that is the reference."""
         return self.form.key(self.sha256)
+
+    @property
+    def measured(self) -> Measured:
+        """What to remember of its form over restarts."""
+        return Measured.here(self.form, self.deviation, self.engine)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

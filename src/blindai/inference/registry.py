@@ -59,7 +59,7 @@ class SealedModel:
         size: Of the model's file, in bytes.
         names: That it goes by, in order; at least one.
         file_id: Of its sealed file, 16 bytes.
-        options: How it is to run, as its owner said.
+        options: How it is to run, as its owner said; see also `blindai.inference.at_rest`.
         used: Day on which it last ran, or was sealed, counted from 1970-01-01 (UTC).
     """
 

@@ -39,7 +39,7 @@ from blindai.inference.disk import Disk, claim_folder
 from blindai.inference.engine import LoadOptions
 from blindai.inference.forms import load_again, load_form
 from blindai.inference.options import ModelOptions
-from blindai.inference.records import LoadedModel, ModelRecord, check_name
+from blindai.inference.records import LoadedModel, Measured, ModelRecord, check_name
 from blindai.inference.upload import Upload, no_room
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ class ModelStore:
         *,
         expected_size: int | None = None,
         options: ModelOptions | None = None,
+        known: Measured | None = None,
     ) -> Upload:
         """Start to receive a model.
 
@@ -191,6 +192,7 @@ class ModelStore:
             expected_size: In bytes, if known: refuses at once what can never fit, and at the
                 end what came short.
             options: How it is to run.
+            known: What was found out of this file and these options before.
 
         Raises:
             InvalidInput: The name or the size is impossible.
@@ -211,7 +213,8 @@ class ModelStore:
                 self._check_room(expected_size)
             self._uploads += 1
         try:
-            return Upload(self, self._folder, name, expected_size, options or ModelOptions())
+            options = options or ModelOptions()
+            return Upload(self, self._folder, name, expected_size, options, known)
         except OSError as error:
             self.end_upload(0)
             raise no_room(error) from error
@@ -308,7 +311,9 @@ class ModelStore:
                 if entry is not None:
                     _check_same_options(entry.record, upload)
                     return self._name(upload.name, entry)
-            chosen = load_form(upload.path, upload.options, self._options, self._engine)
+            chosen = load_form(
+                upload.path, upload.options, self._options, self._engine, upload.known
+            )
             model = chosen.model
             record = ModelRecord(
                 names=(),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from blindai.inference.options import ModelOptions
-    from blindai.inference.records import ModelRecord
+    from blindai.inference.records import Measured, ModelRecord
     from blindai.inference.store import ModelStore
 
 
@@ -30,6 +30,7 @@ class Upload:
     Attributes:
         name: That the model shall have.
         options: What its uploader said.
+        known: What was found out of it before.
         path: Of the temporary file.
     """
 
@@ -40,6 +41,7 @@ class Upload:
         "_file",
         "_size",
         "_store",
+        "known",
         "name",
         "options",
         "path",
@@ -52,9 +54,11 @@ class Upload:
         name: str,
         expected_size: int | None,
         options: ModelOptions,
+        known: Measured | None,
     ) -> None:
         self.name = name
         self.options = options
+        self.known = known
         self.path = folder / f".upload-{secrets.token_hex(16)}"
         self._store = store
         self._expected_size = expected_size

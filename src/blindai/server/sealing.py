@@ -23,7 +23,7 @@ from blindai.errors import (
     Overloaded,
     SealedDataError,
 )
-from blindai.inference.at_rest import keep_model, restore_model, restore_models
+from blindai.inference.at_rest import keep_model, owner_options, restore_model, restore_models
 from blindai.inference.sealing_key import FileSealingKey
 from blindai.inference.vault import Vault
 from blindai.server.access.principal import OPERATOR
@@ -246,7 +246,7 @@ def _sealing_key(folder: Path, attester: Attester) -> bytes:
 
 def _check_form(vault: Vault, record: ModelRecord) -> None:
     for model in vault.models():
-        if model.sha256 == record.sha256 and model.options != record.options.dump():
+        if model.sha256 == record.sha256 and owner_options(model) != record.options.dump():
             msg = (
                 f"the file with SHA-256 {record.sha256} is sealed as {', '.join(model.names)} with "
                 "other options or in another precision: delete it first"
