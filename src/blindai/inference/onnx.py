@@ -163,9 +163,10 @@ class OnnxEngine:
         outline, split = load_parts(path)
         settings = _session_options(options)
         model: str | bytes = str(path)
+        # Else it reads all of the file into its own memory, twice for a moment.
         if split is not None and (file := find_in_memory(path)) is not None:
             settings.add_session_config_entry(_FOLDER, str(file.parent))
-            model = split.referring_to(file.name)
+            model, path = split.referring_to(file.name), file
         try:
             session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         except _ORT_ERRORS as error:

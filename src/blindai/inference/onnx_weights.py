@@ -10,6 +10,9 @@ external data of its own, two kinds of data, or another size than its shape; a f
 ONNX file. Only files in memory are mapped: pages of a file on a disk may be dropped and read
 again, and the disk is the machine operator's, who could change them after they were hashed.
 
+A mapped weight may begin at any byte. onnxruntime takes it as it takes such inputs: a few of its
+sums over all elements of one tensor then differ in the last bit, products of matrices do not.
+
 Specification: protobuf, "Encoding"; onnx/onnx.proto; "External Data" in onnx/docs/IR.md;
 statfs(2).
 """
@@ -26,12 +29,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from blindai.confinement.kernel import call
+from blindai.errors import InvalidModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# Smaller ones cost less to copy than to map; and whoever infers shapes can see sizes and axes.
+# Smaller ones cost less to copy than to map.
 LEAST: Final = 1 << 16
+# Who infers shapes has to see sizes, axes and scales: they have one dimension, or none.
+_LEAST_DIMS: Final = 2
 # Each is a mapping of its own, of which the kernel gives a process 65530 for all its models.
 MOST: Final = 512
 # Of the model, and of its graph. A file with more is treated as one without weights.
@@ -103,10 +109,6 @@ class Data(Protocol):
         """Return a copy of some."""
 
 
-class _OddError(Exception):
-    """The bytes are laid out in a way that nobody writes; never leaves this module."""
-
-
 class _Field(NamedTuple):
     """A field of a message: its number, its wire type, and where it, its value and its end are."""
 
@@ -168,7 +170,7 @@ class SplitModel:
 
 
 def split_model(data: Data, *, least: int = LEAST, most: int = MOST) -> SplitModel | None:
-    """Tell the weights of a model from the rest; what is within subgraphs stays.
+    """Tell the weights of a model from the rest; vectors and what is within subgraphs stay.
 
     Args:
         data: An ONNX file, or anything else.
@@ -193,7 +195,7 @@ def split_model(data: Data, *, least: int = LEAST, most: int = MOST) -> SplitMod
             for field in _fields(data, graph.value, graph.end, _MOST_FIELDS)
             if field.number == _GRAPH_INITIALIZER and field.end - field.value >= least
         ]
-    except _OddError:
+    except InvalidModel:
         return None
     found = [(field, weight) for field in tensors if (weight := _weight(data, field, least))]
     found = heapq.nlargest(most, found, key=lambda each: each[1].length)
@@ -243,16 +245,16 @@ def _weight(data: Data, tensor: _Field, least: int) -> Weight | None:
         fields = list(_fields(data, tensor.value, tensor.end, _MOST_TENSOR_FIELDS))
         if any(field.kind not in _KINDS.get(field.number, ()) for field in fields):
             return None
-        size = math.prod(_dims(data, fields))
+        dims = _dims(data, fields)
         types = [field for field in fields if field.number == _DATA_TYPE]
         raws = [field for field in fields if field.number == _RAW_DATA]
-        if len(types) != 1 or len(raws) != 1:
+        if len(types) != 1 or len(raws) != 1 or len(dims) < _LEAST_DIMS:
             return None
         data_type, _ = _varint(data, types[0].value, tensor.end, _WIDE)
-    except _OddError:
+    except InvalidModel:
         return None
     length = raws[0].end - raws[0].value
-    if length < least or size * _ITEM_SIZES.get(data_type, 0) != length:
+    if length < least or math.prod(dims) * _ITEM_SIZES.get(data_type, 0) != length:
         return None
     kept = [data[field.start : field.end] for field in fields if field.number != _RAW_DATA]
     return Weight(b"".join(kept), raws[0].value, length)
@@ -267,7 +269,7 @@ def _dims(data: Data, fields: list[_Field]) -> list[int]:
             size, at = _varint(data, at, field.end, _WIDE)
             dims.append(size)
             if len(dims) > _MOST_DIMS:
-                raise _OddError
+                raise _odd()
     return dims
 
 
@@ -288,13 +290,13 @@ def _fields(data: Data, start: int, end: int, most: int) -> Iterator[_Field]:
         elif kind in {_FIXED64, _FIXED32}:
             stop += 8 if kind == _FIXED64 else 4
         else:
-            raise _OddError
+            raise _odd()
         if not number or stop > end:
-            raise _OddError
+            raise _odd()
         yield _Field(number, kind, at, value, stop)
         at = stop
     if at != end:
-        raise _OddError
+        raise _odd()
 
 
 def _varint(data: Data, at: int, end: int, limits: tuple[int, int]) -> tuple[int, int]:
@@ -308,7 +310,12 @@ def _varint(data: Data, at: int, end: int, limits: tuple[int, int]) -> tuple[int
             if value >= bound:
                 break
             return value, at + index + 1
-    raise _OddError
+    raise _odd()
+
+
+def _odd() -> InvalidModel:
+    """Return what stops the reading of a message; whoever reads all of it says more."""
+    return InvalidModel("expected a protobuf message as it is written, came another")
 
 
 def _mark(weight: Weight, file: str) -> bytes:
