@@ -9,7 +9,7 @@ LOCKS  := client server dev
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help hardware demo test lint format docs images images-test conformance examples notebooks clients bench bench-quick proto lock vm vm-lock vm-test clean
+.PHONY: help hardware demo test lint format docs images images-test conformance examples notebooks clients bench bench-quick proto lock sbom audit wheel vm vm-lock vm-test clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | sort | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -153,6 +153,7 @@ lock: $(BIN)/uv ## Write requirements/*.txt again, with hashes and without index
 	@$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
 	@$(COMPILE) -c requirements/dev.txt requirements/bench.in -o requirements/bench.txt
 	@$(COMPILE) requirements/build.in -o requirements/build.txt
+	@$(COMPILE) requirements/audit.in -o requirements/audit.txt
 	@$(COMPILE) -c requirements/client.txt requirements/docs.in -o requirements/docs.txt
 	@$(COMPILE) requirements/clients.in -o requirements/clients.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server --extra tpm -o requirements/vm.txt
@@ -162,6 +163,26 @@ lock: $(BIN)/uv ## Write requirements/*.txt again, with hashes and without index
 	  $(COMPILE) -c requirements/dev.txt pyproject.toml $$example/requirements.in -o $$example/requirements.txt; \
 	  test ! -f $$example/files.in || $(COMPILE) --no-deps $$example/files.in -o $$example/files.txt; \
 	done
+
+# Tools of releases, each in a venv of its own, from hashed locks.
+$(VENV)-audit/.done $(VENV)-build/.done: $(VENV)-%/.done: requirements/%.txt
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --clear --python $(PYTHON) $(VENV)-$*; \
+	  uv pip install --quiet --python $(VENV)-$*/bin/python --require-hashes -r requirements/$*.txt; \
+	else \
+	  $(PYTHON) -m venv --clear $(VENV)-$*; \
+	  $(VENV)-$*/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$*.txt; \
+	fi
+	@touch $@
+
+sbom: $(VENV)-audit/.done ## Write bills of materials (CycloneDX) of what is shipped into build/sbom
+	@$(VENV)-audit/bin/python deploy/release/sbom.py --cyclonedx $(VENV)-audit/bin/cyclonedx-py
+
+audit: $(VENV)-audit/.done ## Ask whether a locked package has a known vulnerability; offline it fails
+	@$(VENV)-audit/bin/python deploy/release/audit.py --pip-audit $(VENV)-audit/bin/pip-audit $(ARGS)
+
+wheel: $(VENV)-build/.done ## Build the wheel twice into dist/, identical to the bit
+	@$(VENV)-build/bin/python deploy/release/wheel.py --python $(VENV)-build/bin/python
 
 # As root, on Debian 12; deploy/vm/README.md names the packages that are needed.
 vm: $(BIN)/uv ## Build the measured machine into build/vm; MODELS=folder puts models in
@@ -174,4 +195,4 @@ vm-test: $(VENV)/.hardware $(BIN)/uv ## Build the image twice, boot it, verify i
 	@BLINDAI_VM_TEST=1 $(BIN)/python -m pytest -q tests/vm $(ARGS)
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(CLIENTS) $(NOTEBOOKS) examples/*/.venv examples/*/build build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-build $(CLIENTS) $(NOTEBOOKS) examples/*/.venv examples/*/build build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

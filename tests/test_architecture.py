@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "blindai").rglob("*.py"))
 # Modules that may touch the environment, each for one thing.
 ENVIRONMENT = {
+    "cli/serve.py": "hands what refuses telemetry to who decides",
     "inference/onnx.py": "turns onnxruntime's telemetry off before it is imported",
     "confinement/environment.py": "leaves it behind",
     "cli/demo.py": "keeps the tokenizer from starting threads",

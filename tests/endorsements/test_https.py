@@ -107,6 +107,21 @@ def test_a_body_is_posted():
     assert sent.endswith(b"\r\n\r\n\x30\x01")
 
 
+def test_something_else_is_posted():
+    """What is no question to a vendor goes out under its own media type, by the same rules."""
+    context = ssl.create_default_context(cadata=CERTIFICATE)
+    asks = HttpsGet(context=context, timeout=5.0, max_bytes=8)
+    with Server(response(b"ok")) as server:
+        answer = asks.post(f"{server.address}/r", b"{}", content_type="application/json")
+        sent = server.received[0]
+    assert answer.body == b"ok"
+    assert b"Content-Type: application/json\r\nContent-Length: 2\r\n" in sent
+    with Server(response(b"too much of it")) as server, pytest.raises(EndorsementError):
+        asks.post(f"{server.address}/r", b"{}", content_type="application/json")
+    with Server(response(status="302 Found")) as server, pytest.raises(EndorsementError):
+        asks.post(f"{server.address}/r", b"{}", content_type="application/json")
+
+
 def test_chunks_are_joined():
     """A body in chunks is as good."""
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"

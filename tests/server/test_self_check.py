@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from blindai.attestation.model import Evidence, Platform
 from blindai.attesters.simulation import SimulationAttester
-from blindai.server.self_check import SelfCheck, check_evidence
+from blindai.server.self_check import check_evidence
 from blindai.testing.fake_sev_snp import FakeAMD
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -16,13 +16,20 @@ def test_simulation():
     found = check_evidence(SimulationAttester().attest(b"r" * 32), NOW)
     assert found.is_genuine
     assert found.weaknesses == {"simulated"}
+    assert set(found.claims.measurements) == {"measurement"}
+    assert found.problem == ""
 
 
 def test_changed_evidence():
     """Evidence that its signature does not cover is not genuine."""
     evidence = SimulationAttester().attest(b"r" * 32)
     changed = replace(evidence, body=evidence.body[:-1] + bytes([evidence.body[-1] ^ 1]))
-    assert check_evidence(changed, NOW) == SelfCheck(is_genuine=False)
+    found = check_evidence(changed, NOW)
+    assert not found.is_genuine
+    assert found.claims is None
+    assert found.problem.startswith("SignatureError: ")
+    assert found.weaknesses == frozenset()
+    assert found.not_after is None
 
 
 def test_evidence_of_unknown_roots():

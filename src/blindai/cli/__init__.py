@@ -26,6 +26,7 @@ from blindai.cli import (
     receipt,
     serve,
     stream,
+    telemetry,
     verify,
 )
 from blindai.confinement.environment import start_again
@@ -67,6 +68,7 @@ def cli() -> None:
 for _command in (
     serve.serve,
     config.config,
+    telemetry.telemetry,
     keys.keys,
     verify.verify,
     evidence.evidence,

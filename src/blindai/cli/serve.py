@@ -122,6 +122,12 @@ _TOKEN_FILE_MODE = 0o600
     show_default=True,
     help="Ask the hardware's vendors for what verifies this machine, and show it along.",
 )
+@click.option(
+    "--telemetry-endpoint",
+    metavar="URL",
+    help="Report version, platform and rough counts there, once a day; by default nowhere. "
+    "`blindai telemetry show` prints the report.",
+)
 @config_option
 @json_option
 @click.pass_context
@@ -141,6 +147,7 @@ def serve(
     from blindai.server.hardening import confined  # noqa: PLC0415
     from blindai.server.run import run  # noqa: PLC0415
     from blindai.server.settings import server_config  # noqa: PLC0415
+    from blindai.server.telemetry import Telemetry, choose, post_report  # noqa: PLC0415
 
     log_to(sys.stderr, settings.log_level)
     attester = create_attester(
@@ -158,10 +165,16 @@ def serve(
         ready = replace(ready, caveats=(*ready.caveats, *confinement.caveats, *ignored))
         _announce(ready, attester.platform, None if is_told else token, as_json=as_json)
 
+    telemetry = Telemetry(choose(settings.telemetry_endpoint, os.environ), post_report)
     fetches = settings.fetch_endorsements
     endorser = Endorser(get=HttpsGet() if fetches else None)
     with (
-        confined(config, fetches=fetches or config.fetches, tcti=settings.tpm) as confinement,
+        confined(
+            config,
+            fetches=fetches or config.fetches,
+            tcti=settings.tpm,
+            telemetry_port=telemetry.choice.port,
+        ) as confinement,
         Stapler(attester, endorser) as stapling,
         access,
     ):
@@ -171,6 +184,7 @@ def serve(
             access=access,
             on_ready=announce,
             sandbox=confinement.sandbox,
+            telemetry=telemetry,
         )
 
 

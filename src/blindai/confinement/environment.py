@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 
 # Of no consequence for what is computed or whom it talks to.
 KEPT: Final = frozenset(
-    {"HOME", "LANG", "LC_ALL", "LC_CTYPE", "NO_COLOR", "PATH", "TERM", "TZ", "COLUMNS"}
+    {
+        "DO_NOT_TRACK",
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "LC_CTYPE",
+        "NO_COLOR",
+        "PATH",
+        "TERM",
+        "TZ",
+        "COLUMNS",
+    }
 )
 KEPT_PREFIXES: Final = ("BLINDAI_",)
 # Libraries that would start threads as they are imported, before files can be restricted.

@@ -18,13 +18,14 @@ import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from blindai.endorsements.request import MAX_ANSWER_BYTES, Answer, Request
+from blindai.endorsements.request import MAX_ANSWER_BYTES, Answer, Kind, Request
 from blindai.errors import ConfigurationError, ConnectionFailed, EndorsementError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PORT: Final = 443
+_OCSP: Final = "application/ocsp-request"
 _CHUNK: Final = 64 << 10
 _OK: Final = 200
 _REDIRECTS: Final = range(300, 400)
@@ -67,12 +68,30 @@ class HttpsGet:
                 endorsement could come in.
             ConnectionFailed: If there is no answer, or one that says to try later.
         """
+        return self._exchange(request, _OCSP)
+
+    def post(self, url: str, body: bytes, *, content_type: str) -> Answer:
+        """Send something that is no question to a vendor, under the same rules.
+
+        Args:
+            url: Where; https only.
+            body: What.
+            content_type: Of the body.
+
+        Raises:
+            EndorsementError: If the address is not https, or the answer is not one of HTTP 200
+                in the size that is accepted.
+            ConnectionFailed: If there is no answer, or one that says to try later.
+        """
+        return self._exchange(Request(url, Kind.CERTIFICATES, body), content_type)
+
+    def _exchange(self, request: Request, content_type: str) -> Answer:
         host, port, target = _split(request.url)
         deadline = _Deadline(self._timeout, self._monotonic)
         try:
             with self._connect(host, port, deadline) as sock:
                 sock.settimeout(deadline.left())
-                sock.sendall(_write_head(request, host, port, target))
+                sock.sendall(_write_head(request, content_type, host, port, target))
                 return self._read(sock, deadline, request)
         except ssl.SSLCertVerificationError as error:
             msg = f"{request.origin}: its certificate is not trusted: {error.verify_message}"
@@ -175,7 +194,7 @@ def _split(url: str) -> tuple[str, int, str]:
     return host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
-def _write_head(request: Request, host: str, port: int, target: str) -> bytes:
+def _write_head(request: Request, content_type: str, host: str, port: int, target: str) -> bytes:
     name = f"[{host}]" if ":" in host else host
     lines = [
         f"{'GET' if request.body is None else 'POST'} {target} HTTP/1.1",
@@ -186,7 +205,7 @@ def _write_head(request: Request, host: str, port: int, target: str) -> bytes:
         "Connection: close",
     ]
     if request.body is not None:
-        lines += ["Content-Type: application/ocsp-request", f"Content-Length: {len(request.body)}"]
+        lines += [f"Content-Type: {content_type}", f"Content-Length: {len(request.body)}"]
     return "\r\n".join([*lines, "", ""]).encode("ascii") + (request.body or b"")
 
 

@@ -95,7 +95,11 @@ class Confinement:
 
 @contextlib.contextmanager
 def confined(
-    config: ServerConfig, *, fetches: bool = False, tcti: str | None = None
+    config: ServerConfig,
+    *,
+    fetches: bool = False,
+    tcti: str | None = None,
+    telemetry_port: int | None = None,
 ) -> Iterator[Confinement]:
     """Confine this process for good, and yield what it is confined to; ends with the process.
 
@@ -105,6 +109,7 @@ def confined(
         config: How it will serve.
         fetches: Whether it asks the hardware's vendors for endorsements.
         tcti: How the TPM is reached, as tpm2-tss names it.
+        telemetry_port: Where reports go to; `None`: there are none.
 
     Raises:
         ConfigurationError: The store's folder cannot be had, or the kernel refuses what
@@ -130,9 +135,11 @@ def confined(
         else:
             in_force.append("no-new-code")
         _load_libraries()
+        ports = [_HTTPS] if fetches else []
+        ports += [] if telemetry_port is None else [telemetry_port]
         measures: tuple[tuple[str, Callable[[], object]], ...] = (
             ("locked-memory", lock_memory),
-            ("files", lambda: _restrict_files(config, fetches=fetches, tcti=tcti)),
+            ("files", lambda: _restrict_files(config, ports, tcti)),
             ("system-calls", lambda: _restrict_calls(jit=jit)),
         )
         for name, measure in measures:
@@ -174,7 +181,7 @@ def _load_libraries() -> None:
         socket.getaddrinfo("localhost", _HTTPS)
 
 
-def _restrict_files(config: ServerConfig, *, fetches: bool, tcti: str | None) -> None:
+def _restrict_files(config: ServerConfig, calls: list[int], tcti: str | None) -> None:
     if (running := threads()) > 1:
         msg = f"files cannot be restricted: this process has {running} threads, and not one"
         raise ConfigurationError(msg)
@@ -192,7 +199,7 @@ def _restrict_files(config: ServerConfig, *, fetches: bool, tcti: str | None) ->
     if config.store is not None:
         writes.append(config.store)
         parents.append(config.store.parent)
-    ports = [_HTTPS] if fetches else []
+    ports = [*calls]
     for found in _PORT.findall(tcti or ""):
         ports += [int(found), int(found) + 1]  # swtpm has a second one for its control
     listening = (config.port, config.public_port, config.grpc_port)

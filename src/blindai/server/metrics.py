@@ -9,7 +9,6 @@ Specification: Prometheus text exposition format 0.0.4.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
@@ -22,11 +21,11 @@ from prometheus_client.core import (
 )
 
 from blindai.attestation.model import Platform
-from blindai.errors import ModelNotFound
 from blindai.server.service import State
+from blindai.server.statistics import operator_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from prometheus_client.core import Metric
 
@@ -81,18 +80,9 @@ class Metrics:
             size.add_metric([_label(record.key)], record.size)
         yield size
         # One entry for each model that is still here: labels of those that went go with them.
-        served = self._statistics(present)
+        served = operator_statistics(self._service)
         yield from _served(served)
         yield from _load(served)
-
-    def _statistics(self, keys: Iterable[str]) -> list[ModelStatistics]:
-        """Return those of the operator's models; a tenant's are nobody else's business."""
-        found = []
-        for key in keys:
-            with contextlib.suppress(ModelNotFound):  # deleted meanwhile
-                model = self._service.store.get(key).model
-                found.append(self._service.scheduler.statistics_of(model))
-        return [each for each in found if each is not None]
 
     def _server(self) -> Iterator[Metric]:
         identity = self._desk.identity

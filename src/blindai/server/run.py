@@ -18,6 +18,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -40,9 +41,12 @@ from blindai.server.identity import EvidenceDesk, Identity
 from blindai.server.limits import ByteBudget
 from blindai.server.listed import load_listed
 from blindai.server.listener import Listener, bind
-from blindai.server.public import public_app
+from blindai.server.load_history import LoadHistory
+from blindai.server.public import About, public_app, service_report
 from blindai.server.sealing import IN_MEMORY_ONLY, SealedModels, sealed_folder
 from blindai.server.service import Service, State
+from blindai.server.statistics import operator_statistics
+from blindai.server.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +94,7 @@ def run(
     access: Access,
     on_ready: Callable[[Ready], None],
     sandbox: Sandbox | None = None,
+    telemetry: Telemetry | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; for a process that does nothing else.
 
@@ -99,6 +104,7 @@ def run(
         access: Who may do what.
         on_ready: Called once, when everything is served.
         sandbox: Tries each model before it is loaded here.
+        telemetry: Sends reports; `None`: nothing does.
 
     Raises:
         ConfigurationError: A port, a folder or the attester cannot be used.
@@ -106,7 +112,16 @@ def run(
     # A core dump would put keys and data on the operator's disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(config, attester, access=access, on_ready=on_ready, sandbox=sandbox))
+        runner.run(
+            serve(
+                config,
+                attester,
+                access=access,
+                on_ready=on_ready,
+                sandbox=sandbox,
+                telemetry=telemetry,
+            )
+        )
 
 
 async def serve(
@@ -117,6 +132,7 @@ async def serve(
     on_ready: Callable[[Ready], None],
     stop: asyncio.Event | None = None,
     sandbox: Sandbox | None = None,
+    telemetry: Telemetry | None = None,
 ) -> None:
     """Serve until `stop` is set; in the main thread also until SIGTERM or SIGINT.
 
@@ -127,6 +143,7 @@ async def serve(
         on_ready: Called once, when everything is served.
         stop: Ends the server.
         sandbox: Tries each model before it is loaded here.
+        telemetry: Sends reports; `None`: nothing does.
 
     Raises:
         ConfigurationError: A port, a folder or the attester cannot be used.
@@ -159,11 +176,16 @@ async def serve(
         server = _Server(
             config, attester, access, service, attesting, bodies, attested, public, grpc
         )
+        server.telemetry = telemetry or server.telemetry
         await server.run(on_ready, stop)
 
 
 class _Server:
-    """The parts of a running server."""
+    """The parts of a running server.
+
+    Attributes:
+        telemetry: Sends reports, or nothing. Set before it runs.
+    """
 
     def __init__(
         self,
@@ -186,6 +208,8 @@ class _Server:
         self._public = public
         self._grpc = grpc
         self._bodies = bodies
+        self.telemetry = Telemetry.off()
+        self._load = LoadHistory(partial(operator_statistics, service))
 
     async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
         """Serve from the first key to the last answer."""
@@ -195,6 +219,10 @@ class _Server:
             failed = await self._load_models()
             self._service.state = State.READY
             always.append(asyncio.create_task(self._renew()))
+            always.append(asyncio.create_task(self._load.record_for_ever()))
+            if self.telemetry.choice.endpoint is not None:
+                report = partial(service_report, self._service, self._config.platform)
+                always.append(asyncio.create_task(self.telemetry.send_for_ever(report)))
             if self._config.prune_after is not None:
                 always.append(asyncio.create_task(self._prune(self._config.prune_after)))
             log_event(
@@ -256,7 +284,16 @@ class _Server:
             await self._grpc.serve(all_methods(self._service, desk, self._access), context)
         # Of its own, so that nobody there can use up what clients need.
         public_desk = EvidenceDesk(identity, self._attesting, limits)
-        await self._public.serve(public_app(self._service, public_desk, self._bodies), None)
+        about = About(
+            port=self._attested.address[1],
+            grpc_port=None if self._grpc is None else self._grpc.address[1],
+            confinement=self._config.confinement,
+            listed=self._config.access.listed,
+            load=self._load,
+            telemetry=self.telemetry,
+        )
+        app = public_app(self._service, public_desk, self._bodies, about)
+        await self._public.serve(app, None)
         not_after = identity.keys.public.not_after
         log_event("new_keys", not_after=not_after.isoformat())
 

@@ -17,7 +17,7 @@ from blindai.platforms import VERIFIERS
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from blindai.attestation.model import Evidence
+    from blindai.attestation.model import Claims, Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +25,34 @@ class SelfCheck:
     """How a server's evidence looks to a verifier with the vendors' roots.
 
     Attributes:
-        is_genuine: Whether all of the platform's steps pass.
-        weaknesses: That a policy would have to tolerate.
-        not_after: When what the evidence rests on ends; `None`: never, or not known.
+        claims: What the hardware said; `None`: not all of the platform's steps pass.
+        problem: Why not, in words.
     """
 
-    is_genuine: bool
-    weaknesses: frozenset[str] = frozenset()
-    not_after: datetime | None = None
+    claims: Claims | None
+    problem: str = ""
+
+    @property
+    def is_genuine(self) -> bool:
+        """Whether all of the platform's steps pass."""
+        return self.claims is not None
+
+    @property
+    def weaknesses(self) -> frozenset[str]:
+        """That a policy would have to tolerate."""
+        return frozenset() if self.claims is None else self.claims.weaknesses
+
+    @property
+    def not_after(self) -> datetime | None:
+        """When what the evidence rests on ends; `None`: never, or not known."""
+        return None if self.claims is None else self.claims.not_after
 
 
 def check_evidence(evidence: Evidence, now: datetime) -> SelfCheck:
     """Look at evidence as a client would, but for the policy."""
     verifier = VERIFIERS.get(evidence.platform)
     if verifier is None:
-        return SelfCheck(is_genuine=False)
+        return SelfCheck(None, f"no verifier for platform {evidence.platform}")
     try:
         claims = verifier.verify(
             evidence,
@@ -47,6 +60,6 @@ def check_evidence(evidence: Evidence, now: datetime) -> SelfCheck:
             now=now,
             steps=Steps(verifier.STEPS),
         )
-    except AttestationError:
-        return SelfCheck(is_genuine=False)
-    return SelfCheck(is_genuine=True, weaknesses=claims.weaknesses, not_after=claims.not_after)
+    except AttestationError as error:
+        return SelfCheck(None, f"{type(error).__name__}: {error}")
+    return SelfCheck(claims)

@@ -144,6 +144,7 @@ class Settings(BaseSettings):
     max_batch: int = 1
     token: SecretStr | None = None
     token_file: Path | None = None
+    telemetry_endpoint: str | None = None
     access: AccessSettings = Field(default_factory=AccessSettings)
     limits: LimitsSettings = Field(default_factory=LimitsSettings)  # type: ignore[valid-type]
 

@@ -10,13 +10,16 @@ Specification: Open Inference Protocol (KServe v2), statistics extension.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
+from blindai.errors import ModelNotFound
 from blindai.inference.served import Served, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from blindai.inference.ledger import ModelStatistics
     from blindai.inference.served import BatchStatistics, ServedStatistics
     from blindai.server.access.principal import Principal
     from blindai.server.service import Service
@@ -40,6 +43,16 @@ def collect_statistics(
     wanted = service.entries(who) if name is None else [(name, service.get(name, who))]
     of = service.scheduler.statistics_of
     return [(name, of(entry.model) or Served().statistics()) for name, entry in wanted]
+
+
+def operator_statistics(service: Service) -> list[ModelStatistics]:
+    """Return what the operator's models have served; a tenant's are nobody else's business."""
+    found = []
+    for record in service.store.records():
+        with contextlib.suppress(ModelNotFound):  # deleted meanwhile
+            model = service.store.get(record.key).model
+            found.append(service.scheduler.statistics_of(model))
+    return [each for each in found if each is not None]
 
 
 def describe_statistics(name: str, version: str, served: ServedStatistics) -> dict[str, object]:
