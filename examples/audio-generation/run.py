@@ -56,7 +56,7 @@ def main() -> None:
     result = {
         "pieces": len(parts),
         "same_levels": bool(np.array_equal(levels, plain)),
-        "different": len(set(levels.tolist())),
+        "distinct": len(set(levels.tolist())),
         "first_seconds": heard_at[0],
         "seconds": heard_at[-1],
     }

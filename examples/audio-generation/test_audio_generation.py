@@ -12,7 +12,7 @@ def test_it_sounds_as_plain_onnxruntime_does(result: dict[str, Any]) -> None:
     """Each of 16,000 samples is the same, though each depends on all before it."""
     assert result["pieces"] == 40
     assert result["same_levels"]
-    assert result["different"] > 10
+    assert result["distinct"] > 10
 
 
 def test_it_is_heard_while_it_is_made(result: dict[str, Any]) -> None:
