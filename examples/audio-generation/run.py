@@ -1,30 +1,23 @@
 """Have sound made sample by sample in the enclave, and listen while it is made.
 
 One request, one answer that lasts: the server runs the network in a loop, keeps its memory beside
-it, and sends 25 ms of sound as soon as they are there. The SDK verifies the server and the weights;
-the answer is read with Python's own HTTP, over connections that only the attested key can open.
-All is compared with a loop around onnxruntime in this process.
+it, and sends 25 ms of sound as soon as they are there. All is compared with a loop around
+onnxruntime in this process.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
-import struct
 import time
 import wave
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 import onnxruntime
 
 import blindai
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 mpl.use("agg")
 import matplotlib.pyplot as plt  # after the choice of where to draw
@@ -34,7 +27,6 @@ MODEL = "wavenet"
 RATE, PIECE, PIECES = 16_000, 400, 40
 SILENCE, BEGIN = 128, 42  # the sample before the first, and the random number before the first
 STATE = {"memory": "next_memory", "level": "next_level", "random": "next_random"}
-LONGEST = 1 << 20  # bytes of a part: anything longer is no part of this answer
 
 
 def main() -> None:
@@ -43,24 +35,24 @@ def main() -> None:
     parser.add_argument("--server", default="localhost:50051")
     parser.add_argument("--policy", default=BUILD / "policy.toml", type=Path)
     arguments = parser.parse_args()
+    first = {"level": np.array([SILENCE]), "random": np.array([BEGIN])}
     with blindai.connect(arguments.server, policy=arguments.policy) as client:
-        weights = pinned(client, arguments.policy)
         began = time.perf_counter()
         parts, heard_at = [], []
-        for piece in listen(client, weights):
-            parts.append(piece)
+        for result in client.stream(MODEL, first, state=STATE, outputs=["sound"], max_steps=PIECES):
+            parts.append(result["sound"])
             heard_at.append(time.perf_counter() - began)
     levels = np.concatenate(parts)
     plain = alone()
 
-    result = {
+    found = {
         "pieces": len(parts),
         "same_levels": bool(np.array_equal(levels, plain)),
         "distinct": len(set(levels.tolist())),
         "first_seconds": heard_at[0],
         "seconds": heard_at[-1],
     }
-    result["proved"] = (
+    found["proved"] = (
         f"{len(levels)} samples of sound in {len(parts)} parts of one answer, each as in a loop "
         f"around plain onnxruntime; the first after {heard_at[0]:.2f} s, the last after "
         f"{heard_at[-1]:.1f} s"
@@ -68,68 +60,8 @@ def main() -> None:
     sound = to_sound(levels)
     keep(sound)
     draw(sound, heard_at)
-    (BUILD / "result.json").write_text(json.dumps(result))
-    print(result["proved"])
-
-
-def pinned(client: blindai.Client, policy: Path) -> str:
-    """Return the SHA-256 of the weights that the policy names, if the server has them.
-
-    Every request then asks for it and not for a name, which could be moved to other weights.
-    """
-    accepted = {digest.hex() for digest in blindai.Policy.load(policy).models[MODEL]}
-    found = client.model(MODEL).sha256
-    if found not in accepted:
-        raise blindai.AppraisalError(f"the policy does not accept this model: sha256:{found}")
-    return found
-
-
-def listen(client: blindai.Client, weights: str) -> Iterator[np.ndarray]:
-    """Yield pieces of sound, uint8[400], as they come; end only where the server says so."""
-    document = {
-        "inputs": [
-            {"name": name, "datatype": "INT64", "shape": [1], "data": [value]}
-            for name, value in (("level", SILENCE), ("random", BEGIN))
-        ],
-        "outputs": [{"name": "sound"}],
-        "parameters": {
-            "binary_data_output": True,
-            "loop": {"state": STATE, "max_steps": PIECES},
-        },
-    }
-    host = client.url.removeprefix("https://")
-    connection = http.client.HTTPSConnection(host, context=client.ssl_context, timeout=60)
-    try:
-        connection.request("POST", f"/blindai/v1/models/{weights}/stream", json.dumps(document))
-        answer = connection.getresponse()
-        if answer.status != http.client.OK:
-            raise SystemExit(f"expected 200, came {answer.status}: {answer.read(1000)!r}")
-        while True:
-            part, tensors = read_part(answer)
-            if part.get("final"):
-                return
-            if "error" in part:
-                raise SystemExit(f"the server stopped: {part['error']}")
-            yield np.frombuffer(tensors, np.uint8)
-    finally:
-        connection.close()
-
-
-def read_part(answer: http.client.HTTPResponse) -> tuple[dict[str, Any], bytes]:
-    """Return one part: what it says, and the bytes of its tensors."""
-    lengths = struct.unpack("<IQ", read(answer, 12))
-    if sum(lengths) > LONGEST:
-        raise SystemExit(f"expected parts of at most {LONGEST} bytes, came {sum(lengths)}")
-    document, tensors = (read(answer, length) for length in lengths)
-    return json.loads(document), tensors
-
-
-def read(answer: http.client.HTTPResponse, size: int) -> bytes:
-    """Return exactly as many bytes: an answer that ends early is not an answer."""
-    content = answer.read(size)
-    if len(content) != size:
-        raise SystemExit("the answer ended before its last part")
-    return content
+    (BUILD / "result.json").write_text(json.dumps(found))
+    print(found["proved"])
 
 
 def alone() -> np.ndarray:
