@@ -14,6 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import uuid
 
 import numpy as np
 import pytest
@@ -53,8 +54,9 @@ def engine(
 @contextlib.contextmanager
 def container(image: str, *options: str, command: tuple[str, ...] = ()):
     """Yield a running container's name; it is stopped, and its exit code checked, at the end."""
-    name = engine("run", "--detach", *options, image, *command).stdout.strip()
+    name = f"blindai-test-{uuid.uuid4().hex}"
     try:
+        engine("run", "--detach", "--name", name, *options, image, *command)
         yield name
         engine("stop", "--time", "20", name)
         code = engine("inspect", "--format", "{{.State.ExitCode}}", name).stdout.strip()
