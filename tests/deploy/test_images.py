@@ -179,6 +179,9 @@ def test_demo(options):
         with urllib.request.urlopen(authorized, timeout=10) as answer:
             shown = {entry["name"] for entry in json.load(answer)["content"]}
         assert {path.name for path in NOTEBOOKS.glob("*.ipynb")} <= shown
+        inside = "import os; print(os.access('/notebooks/1-quick-tour.ipynb', os.W_OK))"
+        can_save = engine("exec", name, "python3", "-c", inside).stdout.strip()
+        assert can_save == str(options != HARDENED)
         health = engine("healthcheck", "run", name, check=False)
         assert health.returncode == 0, health.stdout
     shown = json.loads(engine("image", "inspect", "blindai-client-demo").stdout)[0]["Config"]
