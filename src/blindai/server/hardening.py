@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import encodings.idna  # noqa: F401 - looked up by name, later
+import importlib
 import importlib.util
 import re
 import resource
@@ -55,6 +56,7 @@ from blindai.inference.sandbox import Sandbox, TrialLimits
 from blindai.inference.sandboxed import MACHINE_FILES, python_folders
 from blindai.server.audit import make_file
 from blindai.server.run import store_folder
+from blindai.server.tracing import port_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,6 +132,9 @@ def confined(
         else:
             in_force.append("no-new-code")
         _load_libraries()
+        if config.otlp_endpoint is not None:
+            with contextlib.suppress(ModuleNotFoundError):  # said by who needs it
+                importlib.import_module("blindai.server.otlp")
         measures: tuple[tuple[str, Callable[[], object]], ...] = (
             ("locked-memory", lock_memory),
             ("files", lambda: _restrict_files(config, fetches=fetches, tcti=tcti)),
@@ -193,6 +198,8 @@ def _restrict_files(config: ServerConfig, *, fetches: bool, tcti: str | None) ->
         writes.append(config.store)
         parents.append(config.store.parent)
     ports = [_HTTPS] if fetches else []
+    if config.otlp_endpoint is not None:
+        ports.append(port_of(config.otlp_endpoint))
     for found in _PORT.findall(tcti or ""):
         ports += [int(found), int(found) + 1]  # swtpm has a second one for its control
     listening = (config.port, config.public_port, config.grpc_port)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from blindai.server.audit import AuditLog, Who
     from blindai.server.config import ServerConfig
     from blindai.server.stepping import Caller
+    from blindai.server.tracing import Tracing
 
 # Of chunks between the network and the disk: at most 512 KiB each, as the protocol holds them.
 _PIPE_SLOTS: Final = 16
@@ -106,6 +107,7 @@ class Service:
         config: How many runs, how many waiting, and which models are public.
         tenants: Hold the models of tenants, by their names.
         audit: Told of what changes what is served.
+        tracing: Traces requests.
 
     Attributes:
         limits: What it accepts.
@@ -115,6 +117,7 @@ class Service:
         scheduler: Runs the models; its statistics are for metrics.
         stepping: Keeps state between the steps of sequences.
         traffic: Counts what comes and goes.
+        tracing: Traces requests; `None`: nothing does.
     """
 
     def __init__(
@@ -124,11 +127,13 @@ class Service:
         tenants: Mapping[str, ModelStore] | None = None,
         *,
         audit: AuditLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.store = store
         self.shelves = Shelves(store, config.access, tenants or {})
         self.state = State.STARTING
         self.audit = audit
+        self.tracing = tracing
         self.limits = config.limits
         self._max_batch = config.max_batch
         self.scheduler = Scheduler(
