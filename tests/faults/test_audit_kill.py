@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import os
 import random
 import subprocess
 import sys
@@ -47,10 +48,14 @@ def test_killed_at_any_moment(tmp_path):
     command = [Path(sys.executable).with_name("blindai"), "serve", "--platform", "simulation"]
     command += ["--port", "0", "--public-port", "0", "--no-grpc", "--no-fetch-endorsements"]
     command += ["--audit-log", path, "--token-file", token, "--log-level", "error", "--json"]
+    # What a killed server leaves behind is then in the test's own folder.
+    environment = {**os.environ, "BLINDAI_STORE": str(tmp_path / "store")}
     chance = random.Random(7)
     acknowledged, entries = [], []
     for _ in range(ROUNDS):
-        with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [*map(str, command)], stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
             address = json.loads(process.stdout.readline())["attested"]
             server = SimpleNamespace(address=address, token=token.read_text().strip())
             client = threading.Thread(target=change, args=(server, acknowledged))

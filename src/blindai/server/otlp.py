@@ -1,7 +1,8 @@
 """Traces to an OpenTelemetry collector; needs `blindai[otel]`.
 
 Always true: it talks to the one endpoint that the operator named, through no proxy and along no
-redirect, and reads no variables; what cannot be delivered is dropped, never waited for.
+redirect; what cannot be delivered is dropped, never waited for. The library would read variables
+`OTEL_*`: `blindai serve` has started again without them.
 
 Specification: OpenTelemetry Protocol 1.x, OTLP/HTTP with binary protobuf.
 """
