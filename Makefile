@@ -146,7 +146,7 @@ proto: $(VENV)/.dev ## Write the protobuf descriptors of the gRPC services again
 	  --descriptor_set_out=descriptors.binpb *.proto
 
 lock: $(BIN)/uv ## Write requirements/*.txt again, with hashes and without index addresses
-	@$(COMPILE) pyproject.toml --extra server --group dev -o requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra server --extra otel --group dev -o requirements/dev.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml -o requirements/client.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server -o requirements/server.txt
 	@$(COMPILE) --group pyproject.toml:hardware -o requirements/hardware.txt
