@@ -50,6 +50,7 @@ def test_killed_at_any_moment(tmp_path):
     command += ["--audit-log", path, "--token-file", token, "--log-level", "error", "--json"]
     # What a killed server leaves behind is then in the test's own folder.
     environment = {**os.environ, "BLINDAI_STORE": str(tmp_path / "store")}
+    (tmp_path / "store").mkdir()
     chance = random.Random(7)
     acknowledged, entries = [], []
     for _ in range(ROUNDS):
