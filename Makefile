@@ -146,7 +146,7 @@ proto: $(VENV)/.dev ## Write the protobuf descriptors of the gRPC services again
 	  --descriptor_set_out=descriptors.binpb *.proto
 
 lock: $(BIN)/uv ## Write requirements/*.txt again, with hashes and without index addresses
-	@$(COMPILE) pyproject.toml --extra server --group dev -o requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra server --extra otel --group dev -o requirements/dev.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml -o requirements/client.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server -o requirements/server.txt
 	@$(COMPILE) --group pyproject.toml:hardware -o requirements/hardware.txt
@@ -159,6 +159,7 @@ lock: $(BIN)/uv ## Write requirements/*.txt again, with hashes and without index
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server --extra tpm -o requirements/vm.txt
 	@$(COMPILE) requirements/vm-build.in -o requirements/vm-build.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml requirements/notebooks.in -o requirements/notebooks.txt
+	@$(COMPILE) -c requirements/dev.txt -c requirements/notebooks.txt pyproject.toml requirements/client-demo.in -o requirements/client-demo.txt
 	@for example in $(dir $(wildcard examples/*/requirements.in)); do \
 	  $(COMPILE) -c requirements/dev.txt pyproject.toml $$example/requirements.in -o $$example/requirements.txt; \
 	  test ! -f $$example/files.in || $(COMPILE) --no-deps $$example/files.in -o $$example/files.txt; \

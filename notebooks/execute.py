@@ -1,5 +1,6 @@
 """`make notebooks`: run each notebook against a server of its own and check what it prints.
 
+Where BLINDAI_SERVER and BLINDAI_TOKEN name a server, as in the demo's image, that one is used.
 A notebook's outputs are kept in it. Here it runs anew, and every cell has to print what is kept,
 but for what differs each time: digests, times, ports and paths. `--write` keeps the new outputs.
 """
@@ -60,15 +61,9 @@ def main() -> int:
 def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Run all cells in a folder that is thrown away, with a server that is theirs alone."""
     with tempfile.TemporaryDirectory(prefix="blindai-notebook-") as folder:
-        token_file = Path(folder) / "token"
-        with serving(token_file) as address:
-            os.environ |= {
-                "BLINDAI_SERVER": address,
-                "BLINDAI_TOKEN": token_file.read_text().strip(),
-            }
-            os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-            resources = {"metadata": {"path": folder}}
-            client = NotebookClient(notebook, timeout=CELL_SECONDS, resources=resources)
+        resources = {"metadata": {"path": folder}}
+        client = NotebookClient(notebook, timeout=CELL_SECONDS, resources=resources)
+        with serving(Path(folder) / "token") as server, with_variables(server):
             client.execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran is nobody's business
@@ -76,20 +71,38 @@ def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 @contextmanager
-def serving(token_file: Path) -> Iterator[str]:
-    """Start `blindai serve` on free ports and yield the attested one."""
+def serving(token_file: Path) -> Iterator[dict[str, str]]:
+    """Yield where a server is and its token, as variables: one that is there, or one of our own."""
+    if "BLINDAI_SERVER" in os.environ:
+        yield {}
+        return
     command = [BLINDAI, "serve", "--platform", "simulation", "--token-file", token_file]
     command += ["--port", "0", "--public-port", "0", "--no-grpc"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             for line in process.stdout or ():
                 if ready := READY.search(line):
-                    yield ready[1]
+                    yield {
+                        "BLINDAI_SERVER": ready[1],
+                        "BLINDAI_TOKEN": token_file.read_text().strip(),
+                    }
                     break
             else:
                 raise SystemExit(f"the server stopped before it was ready (exit {process.wait()})")
         finally:
             process.terminate()
+
+
+@contextmanager
+def with_variables(variables: dict[str, str]) -> Iterator[None]:
+    """Have variables in the environment of what is started."""
+    before = dict(os.environ)
+    os.environ |= {"ORT_DISABLE_TELEMETRY": "1"} | variables
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
 
 
 def printed(notebook: nbformat.NotebookNode) -> list[str]:

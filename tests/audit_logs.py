@@ -35,10 +35,10 @@ def begin(log, keys):
     log.begin(keys.keys.receipt, wire.dump_bundle(keys.attest(None)))
 
 
-def write_log(path, keys=None, *, actions=2):
+def write_log(path, keys=None, *, actions=2, now=NOW):
     """Write a log of some uploads, whose server was stopped; return the keys."""
     keys = keys or identity()
-    log = AuditLog(path, now=lambda: NOW)
+    log = AuditLog(path, now=lambda: now)
     begin(log, keys)
     for _ in range(actions):
         with log.action("upload", Person(), model=MODEL, size=1234):

@@ -5,6 +5,7 @@ from datetime import timedelta
 import msgspec
 import pytest
 
+from blindai.attestation.model import Platform
 from blindai.attestation.policy import Policy
 from blindai.audit import verify_audit_log
 from blindai.channel.audit import Head, parse_entry, sign_entry
@@ -16,6 +17,9 @@ from blindai.errors import (
     SignatureError,
 )
 from blindai.server.audit import AuditLog
+from blindai.server.config import ServerConfig
+from blindai.server.identity import Identity
+from blindai.testing.fake_sev_snp import FakeAMD
 from tests.audit_logs import LIFETIME, MODEL, NOW, Person, begin, identity, write_log
 
 
@@ -169,3 +173,21 @@ def test_keys_come_first(path):
     path.write_bytes(sign_entry(entry, identity().keys.receipt) + b"\n")
     with pytest.raises(EvidenceError, match="line 1: expected the server's keys first"):
         verify(path)
+
+
+def test_log_of_a_machine(tmp_path):
+    """A log that a server on AMD hardware wrote is verified with AMD's roots, and no others."""
+    vendor = FakeAMD()
+    now = vendor.now
+    config = ServerConfig(platform=Platform.SEV_SNP, key_lifetime=LIFETIME)
+    keys = Identity.create(vendor, config, now=now)
+    path = tmp_path / "audit.jsonl"
+    write_log(path, keys, now=now)
+    policy = Policy.from_toml(
+        f'version = 1\n[[accept]]\nplatform = "sev-snp"\nmeasurement = ["{"5a" * 48}"]\n'
+    )
+    result = verify(path, policy, now=now, anchors={Platform.SEV_SNP: vendor.anchors})
+    assert not result.simulated
+    assert [each.platform for each in result.results] == [Platform.SEV_SNP]
+    with pytest.raises(SignatureError, match="line 1: "):
+        verify(path, policy, now=now)

@@ -25,7 +25,7 @@ BASE = "docker.io/library/python:3.11-slim"
 TARGETS = {
     "blindai-server-sim": ("server", "vm.txt"),
     "blindai-server": ("server", "vm.txt"),
-    "blindai-client-demo": ("demo", "notebooks.txt"),
+    "blindai-client-demo": ("demo", "client-demo.txt"),
 }
 _PACKAGES = "python3,python3-venv,ca-certificates"
 

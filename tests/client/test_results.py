@@ -255,3 +255,20 @@ def test_data_in_an_answer_is_not_remembered():
     before = answers._known_layout.cache_info().currsize
     assert [parse_result(answer(value))["y"].tolist() for value in (1, 2)] == [[1], [2]]
     assert answers._known_layout.cache_info().currsize == before
+
+
+def test_empty_outputs_at_the_end():
+    """Outputs without elements take no bytes, wherever they stand."""
+    found = parse_result(
+        answer(inferred(output("a", "FP32", [1], 4), output("b", "FP32", [0, 3], 0)), bytes(4))
+    )
+    assert (found["a"].shape, found["b"].shape) == ((1,), (0, 3))
+
+
+def test_answers_of_one_description_keep_their_own_data():
+    """What is remembered of an answer is its description: each result has the bytes that came."""
+    header = inferred(output("y", "FP32", [2], 8))
+    found = [parse_result(answer(header, np.float32([value] * 2).tobytes())) for value in (1, 2)]
+    assert [result["y"].tolist() for result in found] == [[1, 1], [2, 2]]
+    found[0]["y"][:] = 9
+    assert found[1]["y"].tolist() == [2, 2]

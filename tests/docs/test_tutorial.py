@@ -17,7 +17,7 @@ def test_tutorial(tmp_path):
     """A server, a verification, a prediction, and a receipt that verifies."""
     make_model, predict = (block.text for block in blocks("python", PAGE))
     serve, verify, check = (block.text.strip() for block in blocks("sh", PAGE))
-    attested, public, grpc = free_ports(3)
+    attested, public, grpc = map(str, free_ports(3))
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def run(*command):

@@ -81,6 +81,12 @@ _TOKEN_FILE_MODE = 0o600
     "see `blindai audit verify`.",
 )
 @click.option(
+    "--otlp-endpoint",
+    metavar="URL",
+    help="OpenTelemetry collector to send traces of requests to: http://HOST:PORT. "
+    "Needs blindai[otel].",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["info", "warning", "error"]),
     default="info",

@@ -21,7 +21,7 @@ import numpy as np
 
 from blindai import errors
 from blindai.client.messages import JSON_HEADER_LENGTH, Response
-from blindai.client.results import ModelInfo, Result
+from blindai.client.results import Array, ModelInfo, Result
 from blindai.errors import (
     BlindAIError,
     ConnectionFailed,
@@ -36,6 +36,7 @@ from blindai.inference.tensors import (
     TensorSpec,
     from_buffer,
     from_json_data,
+    is_in_place,
 )
 
 if TYPE_CHECKING:
@@ -133,12 +134,18 @@ class _Inferred(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What the JSON of an answer says of one output; of what it holds itself, `data`."""
+    """What the JSON of an answer says of one output.
+
+    Attributes:
+        size: Of its binary form, in bytes; `None`: it is in the JSON, as `data`.
+        is_in_place: Whether its binary form is its array.
+    """
 
     name: str
     datatype: DataType
     shape: tuple[int, ...]
     size: int | None
+    is_in_place: bool
     data: Any
 
 
@@ -243,8 +250,14 @@ def parse_result(response: Response) -> Result:
                 continue
             if not 0 <= part.size <= len(response.body) - position:
                 raise InferenceError(_malformed(f"{part.name[:100]!r} ends early"))
-            data = response.body[position : position + part.size]
-            tensors.append(_aligned(from_buffer(part.name, part.datatype, part.shape, data)))
+            if part.is_in_place:
+                # As `from_buffer` does, but for what the layout knows already.
+                array: Array = np.ndarray(part.shape, part.datatype.numpy, response.body, position)
+                tensor = Tensor(part.name, array, part.datatype)
+            else:
+                data = response.body[position : position + part.size]
+                tensor = from_buffer(part.name, part.datatype, part.shape, data)
+            tensors.append(_aligned(tensor))
             position += part.size
     except InvalidInput as error:
         raise InferenceError(_malformed(str(error))) from error
@@ -265,19 +278,16 @@ def _layout(text: memoryview) -> _Layout:
 def _parse_layout(text: bytes | memoryview) -> _Layout:
     found = _decode(text, _Inferred)
     try:
-        parts = tuple(
-            _Part(
-                output.name,
-                DataType.parse(output.datatype),
-                tuple(output.shape),
-                output.parameters.binary_data_size,
-                output.data,
-            )
-            for output in found.outputs
-        )
+        parts = tuple(map(_part, found.outputs))
     except InvalidInput as error:
         raise InferenceError(_malformed(str(error))) from error
     return _Layout(found.model_name, _sha256(found.parameters.sha256), parts)
+
+
+def _part(output: _Output) -> _Part:
+    datatype, size = DataType.parse(output.datatype), output.parameters.binary_data_size
+    in_place = size is not None and is_in_place(output.name, datatype, output.shape, size)
+    return _Part(output.name, datatype, tuple(output.shape), size, in_place, output.data)
 
 
 # What a model gives for inputs of one shape is described in the same words each time.

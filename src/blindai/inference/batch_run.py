@@ -90,6 +90,10 @@ def finish_batch(
     served = batch.members[0].ledger.served
     served.add_run(batch.rows, [request for request, _ in answers], began=began, times=times)
     for request, answer in answers:
+        timing = request.handle.timing
+        if timing is not None:
+            timing.arrived, timing.began = request.arrived, began
+            timing.run_ns = times.compute_input + times.compute_infer
         request.handle.detach()
         request.future.set_result(answer)
 

@@ -118,16 +118,35 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class RunTiming:
+    """When a run happened; filled in by the scheduler if the run succeeds.
+
+    Attributes:
+        arrived: When its request did, in seconds of `time.monotonic()`.
+        began: When it did; 0: it did not.
+        run_ns: How long it took, in nanoseconds.
+    """
+
+    arrived: float = 0.0
+    began: float = 0.0
+    run_ns: int = 0
+
+
 class RunHandle:
     """Stops one run from another thread.
 
     May be terminated before the run starts, which then never does, and after it has ended,
     which does nothing. Not to be used for a second run.
+
+    Attributes:
+        timing: To be filled in; `None`: nobody wants to know.
     """
 
-    __slots__ = ("_expired", "_lock", "_stop", "_terminated", "_used")
+    __slots__ = ("_expired", "_lock", "_stop", "_terminated", "_used", "timing")
 
-    def __init__(self) -> None:
+    def __init__(self, timing: RunTiming | None = None) -> None:
+        self.timing = timing
         self._lock = threading.Lock()
         self._stop: Callable[[], None] | None = None
         self._terminated = False

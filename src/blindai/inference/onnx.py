@@ -32,7 +32,8 @@ from blindai.errors import (
     Overloaded,
 )
 from blindai.inference.engine import LoadOptions, RunHandle, choose_outputs, stoppable
-from blindai.inference.onnx_file import Outline, load_outline
+from blindai.inference.onnx_file import Outline, load_parts
+from blindai.inference.onnx_weights import find_in_memory
 from blindai.inference.packing import pack, packed_size, unpack
 from blindai.inference.tensors import (
     DataType,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SILENT: Final = 4
+_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 # For which a run may leave its memory to the next one.
 _SECONDS_UNSHRUNK: Final = 1.0
 ort.set_default_logger_severity(_SILENT)
@@ -158,11 +160,15 @@ class OnnxEngine:
                 inputs or outputs that are no tensors or of a type without a `DataType`.
             Overloaded: No memory for it.
         """
-        outline = load_outline(path)
+        outline, split = load_parts(path)
+        settings = _session_options(options)
+        model: str | bytes = str(path)
+        # Else it reads all of the file into its own memory, twice for a moment.
+        if split is not None and (file := find_in_memory(path)) is not None:
+            settings.add_session_config_entry(_FOLDER, str(file.parent))
+            model, path = split.referring_to(file.name), file
         try:
-            session = ort.InferenceSession(
-                str(path), _session_options(options), providers=["CPUExecutionProvider"]
-            )
+            session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         except _ORT_ERRORS as error:
             raise _load_error(error, path) from None
         # Else a failing run would make a new session behind our back.

@@ -18,11 +18,14 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from blindai.errors import InvalidModel
+from blindai.inference.onnx_weights import split_model
 from blindai.inference.steadiness import is_steady
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
+
+    from blindai.inference.onnx_weights import SplitModel
 
 # Protobuf's own limit, for reader and writer.
 _MAX_BYTES: Final = 2**31 - 1
@@ -76,13 +79,25 @@ class Outline:
 def load_outline(path: Path) -> Outline:
     """Read an ONNX file and check that it stays inside itself.
 
-    Takes memory for the file once more, until it returns.
+    Raises:
+        InvalidModel: Not an ONNX file, or one with external data or unknown operators.
+    """
+    return load_parts(path)[0]
+
+
+def load_parts(path: Path) -> tuple[Outline, SplitModel | None]:
+    """Read an ONNX file, check that it stays inside itself, and tell its weights from the rest.
+
+    Takes memory for what is not weights, a few times over.
+
+    Returns:
+        What it says of itself, and its parts; `None`: it has no weights that are worth it.
 
     Raises:
         InvalidModel: Not an ONNX file, or one with external data or unknown operators.
     """
     try:
-        model = _load_model(path)
+        model, split = _load_model(path)
     except OSError as error:
         msg = f"expected a file that can be read: {error.strerror}"
         raise InvalidModel(msg) from error
@@ -93,15 +108,17 @@ def load_outline(path: Path) -> Outline:
         elif isinstance(message, onnx.NodeProto):
             _check_node(message, functions)
     values = [*model.graph.input, *model.graph.output]
-    return Outline(
+    outline = Outline(
         {value.name: _shape(value) for value in values},
         tuple(value.name for value in model.graph.input),
         tuple(value.name for value in model.graph.output),
         is_steady(model),
     )
+    return outline, split
 
 
-def _load_model(path: Path) -> onnx.ModelProto:
+def _load_model(path: Path) -> tuple[onnx.ModelProto, SplitModel | None]:
+    """Return a model without its weights, and its parts."""
     size = path.stat().st_size
     if not size:
         msg = "expected an ONNX model, came an empty file"
@@ -111,18 +128,18 @@ def _load_model(path: Path) -> onnx.ModelProto:
         raise InvalidModel(msg)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         head = data[:512]
-        view = memoryview(data)
+        split = split_model(data)
         model = onnx.ModelProto()
-        try:
-            model.ParseFromString(view)
-        except DecodeError:
-            model.Clear()
-        finally:
-            view.release()
+        # What has no data of its own here gets its mark only when all of this was checked.
+        with memoryview(data if split is None else split.without_weights()) as view:
+            try:
+                model.ParseFromString(view)
+            except DecodeError:
+                model.Clear()
     if not model.HasField("graph") or not model.opset_import:
         msg = f"expected an ONNX model, came {size} bytes of {_describe(head)}"
         raise InvalidModel(msg)
-    return model
+    return model, split
 
 
 def _describe(head: bytes) -> str:

@@ -47,6 +47,7 @@ __all__ = [
     "from_array",
     "from_buffer",
     "from_json_data",
+    "is_in_place",
     "to_bytes",
     "to_json_data",
 ]
@@ -163,6 +164,24 @@ def from_buffer(
         msg = f"{name}: expected bytes of 0 or 1 for BOOL, came others"
         raise InvalidInput(msg)
     return Tensor(name, array, datatype)
+
+
+def is_in_place(name: str, datatype: DataType, shape: Sequence[int], size: int) -> bool:
+    """Return whether a tensor's binary form is its array, whatever the bytes; else `from_buffer`.
+
+    Args:
+        name: Of the tensor.
+        datatype: Of its elements.
+        shape: Its dimensions, as an untrusted peer gave them.
+        size: Of its binary form, in bytes.
+
+    Raises:
+        InvalidInput: Impossible dimensions.
+    """
+    _, count = _check_dims(name, shape)
+    if datatype in {DataType.BYTES, DataType.BOOL} or datatype.is_packed:
+        return False
+    return size == count * datatype.numpy.itemsize
 
 
 def to_bytes(tensor: Tensor) -> bytes | memoryview:

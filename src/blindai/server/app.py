@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from blindai.inference.histogram import Histogram
     from blindai.server.exchange import Exchange
     from blindai.server.service import Service
+    from blindai.server.tracing import Trace
 
 # The first class of an error's bases that stands here decides.
 STATUS: Final[Mapping[type[BlindAIError], int]] = {
@@ -98,6 +99,7 @@ class Response:
         headers: Further ones, names in lower case.
         stream: Makes the body while it is sent; instead of `body`.
         written: Counts how long it took to send; `None`: nobody wants to know.
+        trace: Of the request; ends when the answer is sent.
     """
 
     status: int
@@ -106,6 +108,7 @@ class Response:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     stream: Stream | None = None
     written: Histogram | None = None
+    trace: Trace | None = None
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -204,7 +207,11 @@ class App:
             return
         began = time.perf_counter_ns()
         await self._respond(request, response, exchange)
-        response.written.add(time.perf_counter_ns() - began)
+        ended = time.perf_counter_ns()
+        response.written.add(ended - began)
+        if response.trace is not None:
+            response.trace.add("write", began, ended)
+            response.trace.end()
 
     async def _handle(self, request: Request) -> Response:
         path = request.raw_path

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from blindai.server.open_inference import Answer, InferenceCall
     from blindai.server.request import Request
     from blindai.server.service import Service
+    from blindai.server.tracing import Trace
 
 _BINARY: Final = b"application/octet-stream"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
@@ -172,10 +173,24 @@ class OpenInference:
 
     async def infer(self, request: Request) -> Response:
         """Run a model."""
+        tracing = self._service.tracing
+        trace = None
+        if tracing is not None:
+            trace = tracing.begin(request.headers.get(b"traceparent"), "rest")
+        if trace is None:
+            return await self._infer(request, RunHandle(), None)
+        try:
+            return await self._infer(request, RunHandle(trace.timing), trace)
+        except BaseException as error:
+            trace.end(error)
+            raise
+
+    async def _infer(self, request: Request, handle: RunHandle, trace: Trace | None) -> Response:
         who = self._access.admit(Scope.RUN, request)
         self._service.get(request.name, who)  # before the body is read for nothing
+        if trace is not None:
+            trace.model = self._service.shelves.public_name(request.name)
         header_length = request.json_length()
-        handle = RunHandle()
         coding = choose_coding(request.headers.get(b"accept-encoding"))
 
         def encode(call: InferenceCall, record: ModelRecord, outputs: list[Tensor]) -> Answer:
@@ -190,7 +205,10 @@ class OpenInference:
         with self._bodies.share() as share:
             began = time.perf_counter_ns()
             body = await request.body(limit=self._limits.max_body_bytes, share=share)
-            traffic.read.add(time.perf_counter_ns() - began)
+            ended = time.perf_counter_ns()
+            traffic.read.add(ended - began)
+            if trace is not None:
+                trace.add("read", began, ended)
             decode, work = _decoder(body, header_length)
             with GoneWatch(request, handle.terminate):
                 answer: Answer = await self._service.infer(
@@ -208,9 +226,11 @@ class OpenInference:
         if answer.coding is not None:
             headers += ((b"content-encoding", answer.coding),)
         if answer.header_length is None:
-            return Response(200, answer.parts, headers=headers, written=traffic.write)
+            return Response(200, answer.parts, headers=headers, written=traffic.write, trace=trace)
         headers += ((_HEADER_LENGTH, b"%d" % answer.header_length),)
-        return Response(200, answer.parts, _BINARY, headers=headers, written=traffic.write)
+        return Response(
+            200, answer.parts, _BINARY, headers=headers, written=traffic.write, trace=trace
+        )
 
 
 class Models:

@@ -18,6 +18,7 @@ import cbor2
 from blindai.errors import ConfigurationError
 from blindai.inference.engines import ENGINES
 from blindai.server.access.rules import AccessRules
+from blindai.server.tracing import traces_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,6 +144,8 @@ class ServerConfig:
         prune_after: Models that nobody ran for so long are deleted, except those that are
             served from the start; `None`: none is.
         gpus: Show evidence of the machine's NVIDIA GPUs beside its own.
+        otlp_endpoint: Where traces are sent to, by HTTP; `None`: nothing is traced.
+        trace_ratio: Share of the requests without a traceparent that is traced.
         audit_log: A file that is told who changes what is served, before they do; `None`: none is.
         take_over: Open sealed models with the key that the code before left for this one, where
             this code's own does not open them. Clients see it: whoever controls the machine
@@ -175,6 +178,8 @@ class ServerConfig:
     take_over: bool = False
     prune_after: timedelta | None = None
     audit_log: Path | None = None
+    otlp_endpoint: str | None = None
+    trace_ratio: float = 0.01
     gpus: bool = False
     store: Path | None = None
     key_lifetime: timedelta = timedelta(days=7)
@@ -190,6 +195,11 @@ class ServerConfig:
         self._check_ports()
         if self.threads < 0 or self.runs < 0:
             msg = f"expected threads and runs from 0 up, came {self.threads} and {self.runs}"
+            raise ConfigurationError(msg)
+        if self.otlp_endpoint is not None:
+            traces_address(self.otlp_endpoint)
+        if not 0 <= self.trace_ratio <= 1:
+            msg = f"trace_ratio: expected 0 to 1, came {self.trace_ratio}"
             raise ConfigurationError(msg)
         if self.max_batch < 1:
             msg = f"max_batch: expected 1 or more, came {self.max_batch}"
@@ -282,6 +292,7 @@ class ServerConfig:
             "sealed": self.sealed is not None,
             "take_over": self.take_over,
             "audited": self.audit_log is not None,
+            "traced": self.otlp_endpoint is not None,
             "confinement": list(self.confinement),
         }
         return hashlib.sha256(cbor2.dumps(statement, canonical=True)).digest()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import encodings.idna  # noqa: F401 - looked up by name, later
+import importlib
 import importlib.util
 import re
 import resource
@@ -55,6 +56,7 @@ from blindai.inference.sandbox import Sandbox, TrialLimits
 from blindai.inference.sandboxed import MACHINE_FILES, python_folders
 from blindai.server.audit import make_file
 from blindai.server.run import store_folder
+from blindai.server.tracing import port_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,8 +137,12 @@ def confined(
         else:
             in_force.append("no-new-code")
         _load_libraries()
+        if config.otlp_endpoint is not None:
+            with contextlib.suppress(ModuleNotFoundError):  # said by who needs it
+                importlib.import_module("blindai.server.otlp")
         ports = [_HTTPS] if fetches else []
         ports += [] if telemetry_port is None else [telemetry_port]
+        ports += [] if config.otlp_endpoint is None else [port_of(config.otlp_endpoint)]
         measures: tuple[tuple[str, Callable[[], object]], ...] = (
             ("locked-memory", lock_memory),
             ("files", lambda: _restrict_files(config, ports, tcti)),

@@ -47,6 +47,7 @@ from blindai.server.sealing import IN_MEMORY_ONLY, SealedModels, sealed_folder
 from blindai.server.service import Service, State
 from blindai.server.statistics import operator_statistics
 from blindai.server.telemetry import Telemetry
+from blindai.server.tracing import Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from blindai.server.auth import Access
     from blindai.server.config import ServerConfig
     from blindai.server.grpc.connection import Connection
+    from blindai.server.otlp import OtlpSink
     from blindai.server.protocol import BoundedProtocol
 
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
@@ -164,7 +166,12 @@ async def serve(
         if config.audit_log is not None:
             audit = AuditLog(config.audit_log)
             stack.callback(audit.close)
-        service = _open_service(config, folder, sandbox, audit)
+        tracing = None
+        if config.otlp_endpoint is not None:
+            sink = _open_sink(config.otlp_endpoint)
+            stack.callback(sink.close)
+            tracing = Tracing(sink, config.trace_ratio)
+        service = _open_service(config, folder, sandbox, audit, tracing)
         bodies = ByteBudget(config.limits.max_bodies_bytes)
         stack.callback(service.close)
         stack.enter_context(_signals(stop))
@@ -395,8 +402,21 @@ async def _first(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:
         task.result()
 
 
+def _open_sink(endpoint: str) -> OtlpSink:
+    try:
+        from blindai.server.otlp import OtlpSink  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        msg = f"traces need {error.name}; install it with: pip install 'blindai[otel]'"
+        raise ConfigurationError(msg) from error
+    return OtlpSink(endpoint)
+
+
 def _open_service(
-    config: ServerConfig, folder: Path, sandbox: Sandbox | None, audit: AuditLog | None
+    config: ServerConfig,
+    folder: Path,
+    sandbox: Sandbox | None,
+    audit: AuditLog | None,
+    tracing: Tracing | None,
 ) -> Service:
     """Return the service, with a store for the operator's models and one for each tenant's."""
     limits = config.limits
@@ -419,7 +439,7 @@ def _open_service(
         name: open_store(folder / "tenants" / name, q.max_models, q.max_bytes, q.max_uploads)
         for name, q in config.access.tenants.items()
     }
-    return Service(store, config, tenants, audit=audit)
+    return Service(store, config, tenants, audit=audit, tracing=tracing)
 
 
 @contextlib.contextmanager

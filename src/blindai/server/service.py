@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from blindai.errors import (
     BlindAIError,
-    ConnectionFailed,
     InferenceError,
     InvalidInput,
     ModelNotFound,
@@ -30,6 +28,7 @@ from blindai.inference.options import ModelOptions
 from blindai.inference.scheduler import Scheduler
 from blindai.server.access.principal import OPERATOR, Principal
 from blindai.server.events import log_event
+from blindai.server.pipe import Pipe, next_unless
 from blindai.server.pruning import prune
 from blindai.server.sealing import SealedModels
 from blindai.server.shelves import Shelf, Shelves
@@ -37,7 +36,7 @@ from blindai.server.stepping import Stepping
 from blindai.server.traffic import Traffic
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from contextlib import AbstractContextManager
     from datetime import timedelta
@@ -50,9 +49,8 @@ if TYPE_CHECKING:
     from blindai.server.audit import AuditLog, Who
     from blindai.server.config import ServerConfig
     from blindai.server.stepping import Caller
+    from blindai.server.tracing import Tracing
 
-# Of chunks between the network and the disk: at most 512 KiB each, as the protocol holds them.
-_PIPE_SLOTS: Final = 16
 # Bytes to decode that take less time than the hop to a thread, or little more.
 SMALL: Final = 4096
 
@@ -106,6 +104,7 @@ class Service:
         config: How many runs, how many waiting, and which models are public.
         tenants: Hold the models of tenants, by their names.
         audit: Told of what changes what is served.
+        tracing: Traces requests.
 
     Attributes:
         limits: What it accepts.
@@ -115,6 +114,7 @@ class Service:
         scheduler: Runs the models; its statistics are for metrics.
         stepping: Keeps state between the steps of sequences.
         traffic: Counts what comes and goes.
+        tracing: Traces requests; `None`: nothing does.
     """
 
     def __init__(
@@ -124,11 +124,13 @@ class Service:
         tenants: Mapping[str, ModelStore] | None = None,
         *,
         audit: AuditLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.store = store
         self.shelves = Shelves(store, config.access, tenants or {})
         self.state = State.STARTING
         self.audit = audit
+        self.tracing = tracing
         self.limits = config.limits
         self._max_batch = config.max_batch
         self.scheduler = Scheduler(
@@ -307,7 +309,7 @@ class Service:
             msg = f"{self._uploading} uploads are under way, which is the limit"
             raise Overloaded(msg, retry_after=10.0)
         loop = asyncio.get_running_loop()
-        pipe = _Pipe(loop)
+        pipe = Pipe(loop)
         shelf = self.shelves.of(who)
         begin = partial(shelf.store.begin_upload, name, expected_size=size, options=options)
         job = partial(self._receive, pipe, begin, shelf, who, sha256=sha256, replace=replace)
@@ -316,7 +318,7 @@ class Service:
         worker.add_done_callback(self._upload_ended)
         worker.add_done_callback(pipe.wake)
         try:
-            while (chunk := await _next_unless(chunks, worker)) is not None:
+            while (chunk := await next_unless(chunks, worker)) is not None:
                 await pipe.put(chunk)
         except BaseException:
             pipe.abort()
@@ -334,7 +336,7 @@ class Service:
 
     def _receive(
         self,
-        pipe: _Pipe,
+        pipe: Pipe,
         begin: Callable[[], Upload],
         shelf: Shelf,
         who: Principal,
@@ -479,52 +481,3 @@ def _all(sealed: Sequence[SealedModels], change: Callable[[SealedModels], None])
             failed.append(error)
     if failed:
         raise failed[0]
-
-
-async def _next_unless(
-    chunks: AsyncIterator[bytes], worker: asyncio.Future[tuple[ModelRecord, bool]]
-) -> bytes | None:
-    """Return the next chunk; `None` after the last, or as soon as nobody reads them any more."""
-    coming = asyncio.ensure_future(anext(chunks, None))
-    try:
-        await asyncio.wait((coming, worker), return_when=asyncio.FIRST_COMPLETED)
-        return None if worker.done() else coming.result()
-    finally:
-        # A client may pause for long: who waits for it is not kept waiting.
-        if coming.cancel():
-            await asyncio.wait((coming,))
-        if not coming.cancelled():
-            coming.exception()  # looked at, as in `_upload_ended`
-
-
-class _Pipe:
-    """Carries chunks from an event loop to one thread; holds a bounded number of them."""
-
-    __slots__ = ("_loop", "_queue", "_slots")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        # `None` ends it; an exception is raised where the thread reads.
-        self._queue: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
-        self._slots = asyncio.Semaphore(_PIPE_SLOTS)
-
-    async def put(self, chunk: bytes) -> None:
-        await self._slots.acquire()
-        self._queue.put(chunk)
-
-    def end(self) -> None:
-        self._queue.put(None)
-
-    def abort(self) -> None:
-        self._queue.put(ConnectionFailed("the upload ended early"))
-
-    def wake(self, _worker: object) -> None:
-        """Let a waiting `put` see that the thread reads no more."""
-        self._slots.release()
-
-    def __iter__(self) -> Iterator[bytes]:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-            self._loop.call_soon_threadsafe(self._slots.release)

@@ -132,6 +132,8 @@ class Settings(BaseSettings):
     take_over: bool = False
     prune_after: int | None = None
     audit_log: Path | None = None
+    otlp_endpoint: str | None = None
+    trace_ratio: float = 0.01
     log_level: Literal["info", "warning", "error"] = "info"
     store: Path | None = None
     gpus: bool = False
@@ -250,6 +252,8 @@ def server_config(settings: Settings, platform: Platform) -> ServerConfig:
         sealed=settings.sealed_models,
         take_over=settings.take_over,
         audit_log=settings.audit_log,
+        otlp_endpoint=settings.otlp_endpoint,
+        trace_ratio=settings.trace_ratio,
         prune_after=None if days is None else _span("prune_after", days=days),
         gpus=settings.gpus,
         store=settings.store,

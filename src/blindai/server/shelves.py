@@ -89,6 +89,14 @@ class Shelves:
             raise ModelNotFound(msg)
         return found
 
+    def public_name(self, key: str) -> str | None:
+        """Return a model's name if anybody may know it; `None`: it is somebody's own."""
+        try:
+            names = self._operator.store.get(key).record.names
+        except ModelNotFound:
+            return None
+        return key if key in names and self._rules.is_public(key) else None
+
     def entries(self, who: Principal) -> list[tuple[str, LoadedModel]]:
         """Return the models that somebody can see, one entry for each name, in their order."""
         all_of_them = self._sees_all(who)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from blindai.server.grpc.hpack import Field
     from blindai.server.grpc.request import Head
     from blindai.server.limits import Share
+    from blindai.server.tracing import Trace
 
 Parts = Sequence[bytes | memoryview]
 
@@ -105,6 +106,7 @@ class Call:
         finished: When its answer was made, likewise.
         code: What it ended with, as soon as it did.
         written: Counts how long its answer took to send; `None`: nobody wants to know.
+        trace: Of the call; ends when its answer is sent.
     """
 
     __slots__ = (
@@ -132,6 +134,7 @@ class Call:
         "pending",
         "room",
         "stream",
+        "trace",
         "trailers",
         "who",
         "window",
@@ -155,6 +158,7 @@ class Call:
         self.finished = 0
         self.code = int(StatusCode.OK)
         self.written: Histogram | None = None
+        self.trace: Trace | None = None
         self._wire = wire
         self._method = method
         self._share = share

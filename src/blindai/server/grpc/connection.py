@@ -464,7 +464,11 @@ class Connection(asyncio.BufferedProtocol):
         self._calls.pop(call.stream, None)
         self._port.answers[call.code] = self._port.answers.get(call.code, 0) + 1
         if call.written is not None:
-            call.written.add(time.perf_counter_ns() - call.finished)
+            now = time.perf_counter_ns()
+            call.written.add(now - call.finished)
+            if call.trace is not None:
+                call.trace.add("write", call.finished, now)
+                call.trace.end()
         self._credit = min(MAX_CREDIT, self._credit + _CREDIT_PER_CALL)
         if not call.ended:
             self._out.write(frames.reset_frame(call.stream, Code.NO_ERROR))

@@ -144,9 +144,21 @@ class _Inference:
 
     async def infer(self, call: Call, message: Message) -> Parts:
         """Run a model once."""
-        traffic = self._service.traffic
-        traffic.read.add(time.perf_counter_ns() - call.began)
-        call.written = traffic.write
+        service, now = self._service, time.perf_counter_ns()
+        service.traffic.read.add(now - call.began)
+        call.written = service.traffic.write
+        if service.tracing is not None:
+            call.trace = service.tracing.begin(call.head.traceparent, "grpc")
+        if call.trace is None:
+            return await self._infer(call, message)
+        call.trace.add("read", call.began, now)
+        try:
+            return await self._infer(call, message)
+        except BaseException as error:
+            call.trace.end(error)
+            raise
+
+    async def _infer(self, call: Call, message: Message) -> Parts:
         answer = await self._run(call, message, open_envelope(message))
         if answer.facts is not None:
             call.metadata = (await self._receipts.sign(answer.facts),)
@@ -204,13 +216,17 @@ class _Inference:
             facts = gather_facts(asked, record, outputs, message, answer)
             return Answer(answer.parts, None, facts)
 
+        handle = RunHandle()
+        if call.trace is not None:
+            call.trace.model = self._service.shelves.public_name(envelope.model)
+            handle.timing = call.trace.timing
         return await self._service.infer(
             envelope.model,
             partial(read_call, envelope, call.time_left),
             encode,
             who=call.who,
             work=envelope.work,
-            handle=RunHandle(),
+            handle=handle,
             caller=call.caller,
         )
 

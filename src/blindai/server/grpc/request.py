@@ -49,6 +49,7 @@ class Head:
         timeout: Seconds that the client waits; `None`: for ever.
         token: It presents.
         encoding: Of its compressed messages.
+        traceparent: The trace that it belongs to, as it came.
     """
 
     path: bytes
@@ -56,6 +57,7 @@ class Head:
     timeout: float | None = None
     token: bytes | None = None
     encoding: bytes = IDENTITY
+    traceparent: bytes | None = None
 
 
 def parse_head(fields: Sequence[Field]) -> Head:
@@ -78,6 +80,7 @@ def parse_head(fields: Sequence[Field]) -> Head:
         timeout=_timeout(rest.get(b"grpc-timeout")),
         token=token.strip() if scheme.lower() == b"bearer" else None,
         encoding=rest.get(b"grpc-encoding", IDENTITY),
+        traceparent=rest.get(b"traceparent"),
     )
 
 
