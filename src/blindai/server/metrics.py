@@ -70,9 +70,11 @@ class Metrics:
         yield from _traffic(self._service)
         yield from self._memory()
         yield from _audit(self._service)
-        store = self._service.store
-        present = {record.key: record for record in store.records()}
-        yield _gauge("models", "Models that are loaded.", len(present))
+        records = self._service.store.records()
+        yield _gauge("models", "Models of the operator that are loaded.", len(records))
+        # A model that is not public is nobody's business here, not even its SHA-256.
+        is_public = self._service.shelves.is_public
+        present = {record.key: record for record in records if is_public(record)}
         size = GaugeMetricFamily(
             "blindai_model_file_bytes", "Size of a model's file.", labels=["model"]
         )
@@ -80,7 +82,7 @@ class Metrics:
             size.add_metric([_label(record.key)], record.size)
         yield size
         # One entry for each model that is still here: labels of those that went go with them.
-        served = operator_statistics(self._service)
+        served = [each for each in operator_statistics(self._service) if each.sha256 in present]
         yield from _served(served)
         yield from _load(served)
 

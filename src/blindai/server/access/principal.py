@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
-from blindai.errors import InvalidInput, NotPermitted
+from blindai.errors import AccessDenied, InvalidInput, NotPermitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,9 +61,13 @@ class Principal:
         """Refuse who has no right.
 
         Raises:
+            AccessDenied: Nothing was proved, and the scope is not for everybody.
             NotPermitted: The scope is not among theirs.
         """
         if scope not in self.scopes:
+            if self.is_anonymous:
+                msg = f"expected a token to {scope}: Authorization: Bearer TOKEN; came none"
+                raise AccessDenied(msg)
             msg = f"who you are is clear, and it gives no right to {scope}"
             raise NotPermitted(msg)
 
