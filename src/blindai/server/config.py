@@ -246,9 +246,9 @@ class ServerConfig:
         """Files and folders that are read while the server runs."""
         files = [] if self.models is None else [self.models]
         files += [model.path for model in self.load if model.path is not None]
-        if self.access.api_keys is not None:
-            # A file that is replaced is another; its folder stays.
-            files.append(self.access.api_keys.parent)
+        reread = [] if self.access.api_keys is None else [self.access.api_keys]
+        # A file that is replaced is another; its folder stays.
+        files += [path.parent for path in (*reread, *self.access.files)]
         return tuple(files)
 
     @property

@@ -16,7 +16,7 @@ import signal
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from blindai.attesters import Attester
     from blindai.inference.sandbox import Sandbox
-    from blindai.server.auth import Access
+    from blindai.server.auth import Access, AccessRules
     from blindai.server.config import ServerConfig
     from blindai.server.grpc.connection import Connection
     from blindai.server.otlp import OtlpSink
@@ -133,6 +133,7 @@ async def serve(
     access: Access,
     on_ready: Callable[[Ready], None],
     stop: asyncio.Event | None = None,
+    reload: asyncio.Event | None = None,
     sandbox: Sandbox | None = None,
     telemetry: Telemetry | None = None,
 ) -> None:
@@ -144,6 +145,7 @@ async def serve(
         access: Who may do what.
         on_ready: Called once, when everything is served.
         stop: Ends the server.
+        reload: Has it read again what proofs are checked with; in the main thread SIGHUP, too.
         sandbox: Tries each model before it is loaded here.
         telemetry: Sends reports; `None`: nothing does.
 
@@ -153,7 +155,7 @@ async def serve(
     if attester.platform is not config.platform:
         msg = f"expected an attester for {config.platform}, came one for {attester.platform}"
         raise ConfigurationError(msg)
-    stop = stop or asyncio.Event()
+    stop, reload = stop or asyncio.Event(), reload or asyncio.Event()
     with contextlib.ExitStack() as stack:
         sockets = [
             stack.enter_context(bind(config.host, config.port, "port")),
@@ -174,7 +176,7 @@ async def serve(
         service = _open_service(config, folder, sandbox, audit, tracing)
         bodies = ByteBudget(config.limits.max_bodies_bytes)
         stack.callback(service.close)
-        stack.enter_context(_signals(stop))
+        stack.enter_context(_signals(stop, reload))
         attesting = stack.enter_context(ThreadPoolExecutor(1, "blindai-attest"))
         attested, public = (Listener(each, config.limits) for each in sockets[:2])
         grpc = None
@@ -184,7 +186,7 @@ async def serve(
             config, attester, access, service, attesting, bodies, attested, public, grpc
         )
         server.telemetry = telemetry or server.telemetry
-        await server.run(on_ready, stop)
+        await server.run(on_ready, stop, reload)
 
 
 class _Server:
@@ -217,8 +219,11 @@ class _Server:
         self._bodies = bodies
         self.telemetry = Telemetry.off()
         self._load = LoadHistory(partial(operator_statistics, service))
+        self._taking = asyncio.Lock()
 
-    async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
+    async def run(
+        self, on_ready: Callable[[Ready], None], stop: asyncio.Event, reload: asyncio.Event
+    ) -> None:
         """Serve from the first key to the last answer."""
         always: list[asyncio.Task[None]] = []
         try:
@@ -230,6 +235,7 @@ class _Server:
             if self.telemetry.choice.endpoint is not None:
                 report = partial(service_report, self._service, self._config.platform)
                 always.append(asyncio.create_task(self.telemetry.send_for_ever(report)))
+            always.append(asyncio.create_task(self._reload(reload)))
             if self._config.prune_after is not None:
                 always.append(asyncio.create_task(self._prune(self._config.prune_after)))
             log_event(
@@ -264,7 +270,11 @@ class _Server:
         return tuple(dict.fromkeys(caveat for each in sealed for caveat in each.caveats))
 
     async def _take_identity(self) -> None:
-        """Make keys, and serve with them from now on."""
+        """Make keys, and serve with them from now on; one at a time."""
+        async with self._taking:
+            await self._take_keys()
+
+    async def _take_keys(self) -> None:
         devices = NvidiaAttester() if self._config.gpus else None
         identity = Identity.create(
             self._attester, self._config, now=datetime.now(UTC), devices=devices
@@ -325,6 +335,35 @@ class _Server:
                 connection.shutdown()
             old = self._connections()
             await self._take_identity()
+
+    async def _reload(self, told: asyncio.Event) -> None:
+        """Read again, each time when told, what proofs are checked with."""
+        while True:
+            await told.wait()
+            told.clear()
+            try:
+                await self._adopt(await asyncio.to_thread(self._access.read_again))
+            except BlindAIError as error:
+                log_event("not_reloaded", level="error", error=type(error).__name__)
+            else:
+                log_event("reloaded")
+
+    async def _adopt(self, rules: AccessRules) -> None:
+        """Go by these rules; with new keys where clients see them in what is attested."""
+        if rules == self._config.access:
+            return
+        before = self._config
+        old = self._connections()
+        self._config = replace(before, access=rules)
+        try:
+            await self._take_identity()
+        except BaseException:
+            self._config = before
+            raise
+        self._access.adopt(rules)
+        # Who was let in by an authority that is gone, or verified other rules, comes again.
+        for connection in old:
+            connection.shutdown()
 
     async def _prune(self, unused_for: timedelta) -> None:
         """Delete, hour by hour, what nobody runs any more."""
@@ -470,16 +509,17 @@ def store_folder(config: ServerConfig) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set `stop`, where this is the thread that gets them."""
+def _signals(stop: asyncio.Event, reload: asyncio.Event) -> Iterator[None]:
+    """Let signals set events, where this is the thread that gets them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    events = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
+    for number, event in events.items():
+        loop.add_signal_handler(number, event.set)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in events:
             loop.remove_signal_handler(number)

@@ -277,6 +277,7 @@ def access_rules(access: AccessSettings) -> AccessRules:
         ConfigurationError: Values that contradict each other, or a file that cannot be read.
     """
     is_open = not (access.api_keys or access.jwt or access.certificates or access.tenants)
+    read = (access.client_ca, access.client_crl, *(each.keys for each in access.jwt))
     public = frozenset(access.public) if access.public is not None else frozenset[str]()
     everything = is_open if access.public is None else "*" in public
     return AccessRules(
@@ -296,6 +297,7 @@ def access_rules(access: AccessSettings) -> AccessRules:
         client_crl=_read(access.client_crl, "access.client_crl"),
         holders=tuple(Holder(**each.model_dump()) for each in access.certificates),
         tenants={name: Quota(**each.model_dump()) for name, each in access.tenants.items()},  # type: ignore[attr-defined]
+        files=tuple(path for path in read if path is not None),
     )
 
 
