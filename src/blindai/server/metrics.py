@@ -135,8 +135,9 @@ class Metrics:
             )
 
     def _memory(self) -> Iterator[Metric]:
-        limits = self._service.limits
+        limits, memory = self._service.limits, self._service.memory
         held = {
+            "all": (memory.used, memory.total),
             "models": (self._service.shelves.bytes_in_use, limits.max_store_bytes),
             "bodies": (self._bodies.used, limits.max_bodies_bytes),
             "sequences": (self._service.stepping.sequences.size, limits.max_state_bytes),
@@ -151,6 +152,16 @@ class Metrics:
             used.add_metric([purpose], size)
             limit.add_metric([purpose], most)
         yield from (used, limit)
+        yield CounterMetricFamily(
+            "blindai_memory_refused",
+            "How often there was no memory for a body, an upload or a model.",
+            memory.refused,
+        )
+        yield CounterMetricFamily(
+            "blindai_models_rested",
+            "How often a model left memory, to come back when it runs.",
+            memory.rested,
+        )
 
 
 def _traffic(service: Service) -> Iterator[Metric]:

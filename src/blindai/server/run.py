@@ -30,6 +30,7 @@ from blindai.channel.tls import server_context
 from blindai.errors import BlindAIError, ConfigurationError, Overloaded
 from blindai.inference.engine import LoadOptions
 from blindai.inference.engines import load_engine
+from blindai.inference.memory import Memory
 from blindai.inference.store import ModelStore
 from blindai.server.attested import attested_app
 from blindai.server.audit import AuditLog
@@ -174,7 +175,9 @@ async def serve(
             stack.callback(sink.close)
             tracing = Tracing(sink, config.trace_ratio)
         service = _open_service(config, folder, sandbox, audit, tracing)
-        bodies = ByteBudget(config.limits.max_bodies_bytes)
+        bodies = ByteBudget(
+            config.limits.max_bodies_bytes, service.memory, make_room=service.make_room
+        )
         stack.callback(service.close)
         stack.enter_context(_signals(stop, reload))
         attesting = stack.enter_context(ThreadPoolExecutor(1, "blindai-attest"))
@@ -460,6 +463,7 @@ def _open_service(
     """Return the service, with a store for the operator's models and one for each tenant's."""
     limits = config.limits
     engine = load_engine("onnx")
+    memory = Memory(limits.max_memory_bytes)
 
     def open_store(folder: Path, max_models: int, max_bytes: int, max_uploads: int) -> ModelStore:
         return ModelStore(
@@ -470,6 +474,7 @@ def _open_service(
             max_models=max_models,
             max_total_bytes=max_bytes,
             max_uploads=max_uploads,
+            memory=memory,
             try_first=None if sandbox is None else sandbox.check,
         )
 
@@ -478,7 +483,7 @@ def _open_service(
         name: open_store(folder / "tenants" / name, q.max_models, q.max_bytes, q.max_uploads)
         for name, q in config.access.tenants.items()
     }
-    return Service(store, config, tenants, audit=audit, tracing=tracing)
+    return Service(store, config, tenants, audit=audit, tracing=tracing, memory=memory)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import timedelta
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Any, Final, Literal, get_type_hints
@@ -53,7 +53,15 @@ class _Strict(BaseModel):
 def _mirror(name: str, of: type) -> type[BaseModel]:
     """Return a schema with the fields and defaults of a dataclass, so that none is forgotten."""
     hints = get_type_hints(of)
-    known: dict[str, Any] = {item.name: (hints[item.name], item.default) for item in fields(of)}
+    known: dict[str, Any] = {
+        item.name: (
+            hints[item.name],
+            item.default
+            if item.default_factory is MISSING
+            else Field(default_factory=item.default_factory),
+        )
+        for item in fields(of)
+    }
     return create_model(name, __config__=_STRICT, **known)
 
 

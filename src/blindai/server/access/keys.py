@@ -30,7 +30,7 @@ from blindai.server.access.rules import TENANT
 from blindai.server.events import log_event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
     from pathlib import Path
 

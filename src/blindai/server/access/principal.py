@@ -6,6 +6,7 @@ needs none. What is not among its scopes is refused.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
@@ -56,6 +57,13 @@ class Principal:
     def is_anonymous(self) -> bool:
         """Whether nothing was proved."""
         return self.kind == "anonymous"
+
+    def counted_run(self) -> contextlib.AbstractContextManager[None]:
+        """Return what counts a run of theirs while its block is entered.
+
+        Entering raises RateLimited: Too many of their tenant's.
+        """
+        return contextlib.nullcontext() if self.account is None else self.account.run()
 
     def check(self, scope: Scope) -> None:
         """Refuse who has no right.
