@@ -31,7 +31,7 @@ from blindai.inference.scheduler import Scheduler
 from blindai.server.access.accounts import Parties
 from blindai.server.access.principal import OPERATOR, Principal
 from blindai.server.events import log_event
-from blindai.server.pipe import Pipe, next_unless
+from blindai.server.pipe import PIPE_BYTES, Pipe, next_unless
 from blindai.server.pruning import prune
 from blindai.server.sealing import SealedModels
 from blindai.server.shelves import Shelf, Shelves
@@ -340,6 +340,12 @@ class Service:
         if self._uploading >= self.limits.max_uploads:
             msg = f"{self._uploading} uploads are under way, which is the limit"
             raise Overloaded(msg, retry_after=10.0)
+        buffered = PIPE_BYTES if size is None else min(size, PIPE_BYTES)
+        if not self.memory.take(buffered):
+            self.memory.refused += 1
+            self.make_room(buffered)
+            msg = "there is no memory for an upload now"
+            raise Overloaded(msg)
         loop = asyncio.get_running_loop()
         pipe = Pipe(loop)
         shelf = self.shelves.of(who)
@@ -347,7 +353,7 @@ class Service:
         job = partial(self._receive, pipe, begin, shelf, who, sha256=sha256, replace=replace)
         self._uploading += 1
         worker = loop.run_in_executor(self._loads, job)
-        worker.add_done_callback(self._upload_ended)
+        worker.add_done_callback(partial(self._upload_ended, buffered))
         worker.add_done_callback(pipe.wake)
         try:
             while (chunk := await next_unless(chunks, worker)) is not None:
@@ -360,8 +366,11 @@ class Service:
         pipe.end()
         return await asyncio.shield(worker)
 
-    def _upload_ended(self, worker: asyncio.Future[tuple[ModelRecord, bool]]) -> None:
+    def _upload_ended(
+        self, buffered: int, worker: asyncio.Future[tuple[ModelRecord, bool]]
+    ) -> None:
         self._uploading -= 1
+        self.memory.release(buffered)
         # Looked at, or asyncio complains of an exception that nobody was left to be told.
         if not worker.cancelled():
             worker.exception()
