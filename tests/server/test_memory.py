@@ -83,7 +83,9 @@ def taken(place):
     with closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
-    counted = float(re.search(r"^blindai_memory_bytes (\S+)", text, re.MULTILINE)[1])
+    counted = float(
+        re.search(r'^blindai_memory_used_bytes{purpose="all"} (\S+)', text, re.MULTILINE)[1]
+    )
     return int(re.search(r"RssAnon:\s*(\d+)", status)[1]) * 1024 + files, counted
 
 

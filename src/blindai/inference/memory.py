@@ -115,17 +115,29 @@ class Memory:
             self._held -= count
 
     @contextlib.contextmanager
-    def holding(self, count: int) -> Iterator[None]:
-        """Hold bytes until the end of the block.
+    def holding(self, count: int) -> Iterator[Holding]:
+        """Hold bytes until the end of the block, or until a source counts them.
 
         Raises:
             Overloaded: There is no room for them.
         """
         self.hold(count)
+        held = Holding(self, count)
         try:
-            yield
+            yield held
         finally:
-            self.release(count)
+            self.release(held.count)
+
+    def replace(self, count: int, counted: Callable[[], None]) -> None:
+        """Hold so many bytes less, in the moment in which a source counts them.
+
+        Args:
+            count: Held until now.
+            counted: Makes a source count them.
+        """
+        with self._lock:
+            counted()
+            self._held -= count
 
     def make_room(self, count: int) -> None:
         """Let models rest until there is room for so many bytes, or none is left that could."""
@@ -140,6 +152,30 @@ class Memory:
 
     def _used(self) -> int:
         return self._held + sum(source() for source in self._sources)
+
+
+class Holding:
+    """Bytes that are held until the end of a block; see `Memory.holding`.
+
+    Attributes:
+        count: How many.
+    """
+
+    __slots__ = ("_memory", "count")
+
+    def __init__(self, memory: Memory, count: int) -> None:
+        self._memory = memory
+        self.count = count
+
+    def replace(self, counted: Callable[[], None], *, more: int = 0) -> None:
+        """Hold nothing more, in the moment in which a source counts it.
+
+        Args:
+            counted: Makes a source count it.
+            more: Bytes that were held beside it, and that the source counts as well.
+        """
+        count, self.count = self.count, 0
+        self._memory.replace(count + more, counted)
 
 
 @functools.cache

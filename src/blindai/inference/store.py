@@ -41,7 +41,7 @@ from blindai.errors import (
 from blindai.inference.disk import Disk, claim_folder
 from blindai.inference.engine import LoadOptions
 from blindai.inference.forms import load_again, load_form
-from blindai.inference.memory import FILE_COST, LOADED_COST, Memory
+from blindai.inference.memory import FILE_COST, LOADED_COST, Holding, Memory
 from blindai.inference.options import ModelOptions
 from blindai.inference.records import LoadedModel, Measured, ModelRecord, check_name
 from blindai.inference.resting import RestingModel
@@ -261,13 +261,13 @@ class ModelStore:
         """
         options = replace(self._options, threads=threads)
         size = entry.record.size
-        with self._load_lock, self._memory.holding(LOADED_COST * size):
+        with self._load_lock, self._memory.holding(LOADED_COST * size) as held:
             with self._lock:
                 self._check_room(size)
             model = load_again(entry.path, entry.record.form, options, self._engine)
             with self._lock:
                 self._alive[model] = size
-                self._awake[model] = LOADED_COST * size
+            held.replace(partial(self._count_awake, model, LOADED_COST * size))
             return model
 
     def let_rest(self, key: str, fetch: Fetch) -> None:
@@ -355,10 +355,10 @@ class ModelStore:
                 if entry is not None:
                     _check_same_options(entry.record, upload)
                     return self._name(upload.name, entry)
-            with self._memory.holding(LOADED_COST * upload.size):
-                return self._load(upload, replace_other=replace_other)
+            with self._memory.holding(LOADED_COST * upload.size) as held:
+                return self._load(upload, held, replace_other=replace_other)
 
-    def _load(self, upload: Upload, *, replace_other: bool) -> ModelRecord:
+    def _load(self, upload: Upload, held: Holding, *, replace_other: bool) -> ModelRecord:
         """Load what an upload received, and give it its name; one at a time."""
         chosen = load_form(upload.path, upload.options, self._options, self._engine, upload.known)
         model = chosen.model
@@ -387,14 +387,14 @@ class ModelStore:
             with self._lock:
                 self._check_free(upload, replace_other=replace_other)
                 self._alive[model] = upload.size
-                self._awake[model] = (FILE_COST + LOADED_COST) * upload.size
                 received = upload.release()
                 self._uploading -= received
                 named = self._name(upload.name, LoadedModel(record, model, path))
         except (OSError, BlindAIError):
             path.unlink(missing_ok=True)
             raise
-        self._memory.release(received)
+        cost = (FILE_COST + LOADED_COST) * upload.size
+        held.replace(partial(self._count_awake, model, cost), more=received)
         return named
 
     def _load_file(self, path: Path) -> None:
@@ -426,7 +426,7 @@ class ModelStore:
     def _wake(self, record: ModelRecord, path: Path, fetch: Fetch) -> Model:
         """Load a model that rests; for `RestingModel`, which lets in one at a time."""
         cost = (FILE_COST + LOADED_COST) * record.size
-        with self._memory.holding(cost):
+        with self._memory.holding(cost) as held:
             new = path.with_name(f".upload-{secrets.token_hex(16)}")
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -434,7 +434,6 @@ class ModelStore:
                     fetch(partial(_write_all, file))
                 model = load_again(new, record.form, self._options, self._engine)
                 with self._lock:
-                    self._awake[model] = cost
                     # Unless it was deleted meanwhile: who runs it may, and it leaves no file.
                     if record.key in self._by_key:
                         new.rename(path)
@@ -442,7 +441,12 @@ class ModelStore:
                 raise no_room(error) from error
             finally:
                 new.unlink(missing_ok=True)
+            held.replace(partial(self._count_awake, model, cost))
             return model
+
+    def _count_awake(self, model: Model, size: int) -> None:
+        with self._lock:
+            self._awake[model] = size
 
     def _memory_in_use(self) -> int:
         with self._lock:
