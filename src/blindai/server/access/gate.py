@@ -181,7 +181,10 @@ class Access:
             NotPermitted: It holds, and gives no right to this.
             RateLimited: Too many proofs from this address did not hold.
         """
-        principal = self._identify(presented)
+        token = presented.bearer_token
+        if token is None and self._certificates is None and scope in self._open:
+            return self._anonymous
+        principal = self._identify(token, presented)
         if scope in principal.scopes:
             return principal
         if scope in self._open:
@@ -190,8 +193,7 @@ class Access:
         principal.check(scope)
         return principal
 
-    def _identify(self, presented: Presented) -> Principal:
-        token = presented.bearer_token
+    def _identify(self, token: bytes | None, presented: Presented) -> Principal:
         if token is not None:
             address = presented.peer
             self._lockout.check(address)

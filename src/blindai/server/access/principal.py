@@ -31,6 +31,9 @@ class Scope(StrEnum):
     LIST = "list"
     ADMIN = "admin"
 
+    # An enumeration's own is Python, and is called for each request.
+    __hash__ = str.__hash__
+
 
 ALL_SCOPES: Final = frozenset(Scope)
 
