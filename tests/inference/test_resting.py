@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from blindai.errors import InferenceError, ModelNotFound, Overloaded
+from blindai.errors import InferenceError, ModelNotFound, Overloaded, SealedDataError
 from blindai.inference.engines import load_engine
 from blindai.inference.memory import Memory, default_budget
 from blindai.inference.resting import RestingModel
@@ -138,6 +138,21 @@ def test_the_same_file_again_after_a_deletion(place):
     assert second.path.exists()
     assert run(second) == run(first) == [1.0]
     assert second.path.read_bytes() == model(0)
+
+
+@pytest.mark.parametrize("change", [lambda it: it[:-1], lambda it: it + b" ", lambda _: model(1)])
+def test_another_file_does_not_come_back(place, change):
+    """What lasts has to be what was taken in; as soon as it is again, it runs."""
+    key = place.put(0)
+    entry = place.store.get("m0")
+    entry.model.rest()
+    place.files[key] = change(model(0))
+    with pytest.raises(SealedDataError, match="came another"):
+        run(entry)
+    assert place.memory.used == 0
+    assert [path.name for path in place.store.folder.glob("*upload*")] == []
+    place.files[key] = model(0)
+    assert run(entry) == [1.0]
 
 
 def test_kept_awake(place):

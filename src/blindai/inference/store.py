@@ -15,6 +15,7 @@ The list of models is in memory only; a new store starts empty and clears the fo
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -37,6 +38,7 @@ from blindai.errors import (
     ModelConflict,
     ModelNotFound,
     Overloaded,
+    SealedDataError,
 )
 from blindai.inference.disk import Disk, claim_folder
 from blindai.inference.engine import LoadOptions
@@ -431,7 +433,7 @@ class ModelStore:
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 with io.FileIO(os.open(new, flags, 0o600), "wb") as file:
-                    fetch(partial(_write_all, file))
+                    _fetch_same(record, fetch, file)
                 model = load_again(new, record.form, self._options, self._engine)
                 with self._lock:
                     # Unless it was deleted meanwhile: who runs it may, and it leaves no file.
@@ -541,10 +543,26 @@ def _check_same_options(record: ModelRecord, upload: Upload) -> None:
         raise ModelConflict(msg)
 
 
-def _write_all(file: io.FileIO, piece: bytes | memoryview) -> None:
-    view = memoryview(piece)
-    while view:
-        view = view[file.write(view) :]
+def _fetch_same(record: ModelRecord, fetch: Fetch, file: io.FileIO) -> None:
+    """Write a model's file again; refuse any other."""
+    digest, size = hashlib.sha256(), 0
+
+    def write(piece: memoryview) -> None:
+        nonlocal size
+        size += len(piece)
+        if size > record.size:
+            raise _changed(record)
+        digest.update(piece)
+        while piece:
+            piece = piece[file.write(piece) :]
+
+    fetch(write)
+    if digest.hexdigest() != record.sha256:
+        raise _changed(record)
+
+
+def _changed(record: ModelRecord) -> SealedDataError:
+    return SealedDataError(f"expected the file with SHA-256 {record.sha256}, came another")
 
 
 def _read(descriptor: int) -> bytes:
