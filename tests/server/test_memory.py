@@ -114,6 +114,7 @@ def watched(place):
         watching.result()
 
 
+@pytest.mark.timeout(400)  # a hundred models are encrypted, tried apart and loaded
 def test_200_uploads_at_once(place):
     """They are taken in or told to come again; what was taken in runs, beyond what fits at once."""
     base, _ = taken(place)
