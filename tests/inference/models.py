@@ -71,6 +71,13 @@ def identity(datatype: DataType = DataType.FP32, shape: Sequence | None = ("n",)
     return made.SerializeToString()
 
 
+def padded(constant: float, size: int) -> bytes:
+    """Return `add(constant)` as a file of a bit more than `size` bytes."""
+    made = ModelProto.FromString(add(constant))
+    made.doc_string = "x" * size
+    return made.SerializeToString()
+
+
 def add(constant: float = 1.0) -> bytes:
     """Return x + constant as y, of FP32[n]; other constants are other weights."""
     weight = numpy_helper.from_array(np.array([constant], np.float32), "w")

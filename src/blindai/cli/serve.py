@@ -144,7 +144,8 @@ def serve(
 
     Settings come from --config, variables BLINDAI_* and the options here; the later count more.
     Prints one line beginning with `ready` once all ports answer. SIGTERM finishes what
-    runs, refuses what comes, and exits with 0.
+    runs, refuses what comes, and exits with 0. SIGHUP reads API keys, keys of JWTs and
+    authorities of client certificates again.
     """
     effective = load(config_file, _flags(context))
     settings = effective.settings
@@ -152,7 +153,7 @@ def serve(
     from blindai.server.events import log_to  # noqa: PLC0415
     from blindai.server.hardening import confined  # noqa: PLC0415
     from blindai.server.run import run  # noqa: PLC0415
-    from blindai.server.settings import server_config  # noqa: PLC0415
+    from blindai.server.settings import access_rules, server_config  # noqa: PLC0415
     from blindai.server.telemetry import Telemetry, choose, post_report  # noqa: PLC0415
 
     log_to(sys.stderr, settings.log_level)
@@ -162,7 +163,12 @@ def serve(
     config = server_config(settings, attester.platform)
     token = settings.token.get_secret_value() if settings.token else generate_token()
     is_told = settings.token is not None or settings.token_file is not None
-    access = Access(token, config.access, fetch=fetch_keys)
+    access = Access(
+        token,
+        config.access,
+        fetch=fetch_keys,
+        reread=lambda: access_rules(settings.access),
+    )
     if settings.token_file is not None:
         _write_secret(settings.token_file, token)
     ignored = tuple(f"{name} is set and is no setting" for name in effective.unknown)

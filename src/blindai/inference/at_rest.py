@@ -1,13 +1,16 @@
 """Between the models that run and those at rest: `keep_model` seals, `restore_models` loads.
 
 Always true: a model is restored through an upload, so its SHA-256, its size and every limit
-of the store are checked again; one that cannot be restored leaves the others alone.
+of the store are checked again; one that cannot be restored leaves the others alone. What is
+sealed may leave memory, for it can come back.
 """
 
 from __future__ import annotations
 
 import io
 import os
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -15,6 +18,7 @@ import msgspec
 from blindai.errors import BlindAIError, ModelNotFound
 from blindai.inference.options import REFERENCE, parse_options
 from blindai.inference.records import Measured
+from blindai.inference.resting import RestingModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -49,6 +53,13 @@ def keep_model(
         Overloaded: The disk has no room for it.
         SealedDataError: The disk fails.
     """
+    with loaded.model.awake() if isinstance(loaded.model, RestingModel) else nullcontext():
+        return _seal(vault, loaded, options, used)
+
+
+def _seal(
+    vault: Vault, loaded: LoadedModel, options: Mapping[str, bool | int | str] | None, used: int
+) -> SealedModel:
     record = loaded.record
     kept = dict(options or {})
     if record.options.forms != (REFERENCE,):
@@ -85,7 +96,8 @@ def restore_model(
             name, expected_size=model.size, options=options, known=known
         ) as upload:
             vault.unseal(model.sha256, upload.write)
-            upload.commit(expected_sha256=model.sha256)
+            record = upload.commit(expected_sha256=model.sha256)
+        store.let_rest(record.key, partial(vault.unseal, model.sha256))
 
 
 def owner_options(model: SealedModel) -> dict[str, bool | int | str]:

@@ -181,6 +181,7 @@ class Scheduler:
         deadline: float | None = None,
         handle: RunHandle | None = None,
         priority: int = 0,
+        behind: int = 0,
         may_wait: bool = False,
     ) -> Future[list[Tensor]]: ...
 
@@ -194,6 +195,7 @@ class Scheduler:
         deadline: float | None = None,
         handle: RunHandle | None = None,
         priority: int = 0,
+        behind: int = 0,
         may_wait: bool = False,
         finish: Callable[[list[Tensor]], ResultT],
     ) -> Future[ResultT]: ...
@@ -207,6 +209,7 @@ class Scheduler:
         deadline: float | None = None,
         handle: RunHandle | None = None,
         priority: int = 0,
+        behind: int = 0,
         may_wait: bool = False,
         finish: Callable[[list[Tensor]], Any] = lambda outputs: outputs,
     ) -> Future[Any]:
@@ -219,6 +222,8 @@ class Scheduler:
             deadline: When to give up, in seconds of `time.monotonic()`.
             handle: Stops this request from outside; of this request alone.
             priority: From -60 to 60; each step counts like a second of waiting.
+            behind: Requests of the same party that wait or run: this one counts as if it came
+                so many runs later, so that many of one do not hold up the few of another.
             may_wait: Whether the caller can wait as long as a hop to a worker takes: then a run
                 that is known to be shorter happens here (`blindai.inference.sprints`), and what
                 is returned is done.
@@ -250,6 +255,7 @@ class Scheduler:
         ledger = self._ledgers.get(entry.model)
         if ledger is None:
             raise _stopping()
+        later = behind * (ledger.per_run.seconds or 0.0)
         key, rows = batch_key(inputs, outputs, entry.model.inputs) or (None, 1)
         request = Request(
             entry=entry,
@@ -258,7 +264,7 @@ class Scheduler:
             key=key,
             rows=rows,
             arrived=now,
-            order=(now - priority * SECONDS_PER_STEP, next(self._numbers)),
+            order=(now + later - priority * SECONDS_PER_STEP, next(self._numbers)),
             handle=handle,
             deadline=deadline,
             finish=finish,

@@ -15,14 +15,18 @@ The list of models is in memory only; a new store starts empty and clears the fo
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import re
 import secrets
 import stat
+import sys
 import threading
 import weakref
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from blindai.errors import (
@@ -34,12 +38,15 @@ from blindai.errors import (
     ModelConflict,
     ModelNotFound,
     Overloaded,
+    SealedDataError,
 )
 from blindai.inference.disk import Disk, claim_folder
 from blindai.inference.engine import LoadOptions
 from blindai.inference.forms import load_again, load_form
+from blindai.inference.memory import FILE_COST, LOADED_COST, Holding, Memory
 from blindai.inference.options import ModelOptions
 from blindai.inference.records import LoadedModel, Measured, ModelRecord, check_name
+from blindai.inference.resting import RestingModel
 from blindai.inference.upload import Upload, no_room
 
 if TYPE_CHECKING:
@@ -49,12 +56,17 @@ if TYPE_CHECKING:
 
     from blindai.inference.engine import Engine, Model
 
+    # Writes a model's file, piece by piece, by what it is called with.
+    Fetch = Callable[[Callable[[memoryview], None]], None]
+
 __all__ = ["LoadedModel", "ModelRecord", "ModelStore", "Upload", "check_name"]
 
 _OURS: Final = re.compile(
     r"[0-9a-f]{64}(\.[a-z0-9]+\.[a-z0-9]+)?\.onnx|\.(upload|deleted)-[0-9a-f]{32}"
 )
 _CHUNK: Final = 1 << 20
+# Bytes of a file from which on it is worth the wait for its next run.
+_WORTH_RESTING: Final = 1 << 20
 
 
 class ModelStore:
@@ -72,13 +84,14 @@ class ModelStore:
             size of its file in memory, because engines rearrange weights.
         max_uploads: Uploads under way.
         try_first: Loads a file elsewhere, and raises what speaks against loading it here.
+        memory: Counts what models take, together with all else; `None`: nobody does.
         clock: Says what time it is.
 
     Raises:
         ConfigurationError: The folder cannot be used, or another store uses it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but one are keywords
         self,
         folder: Path,
         *,
@@ -89,6 +102,7 @@ class ModelStore:
         max_total_bytes: int = 8 * 2**30,
         max_uploads: int = 8,
         try_first: Callable[[Path, ModelOptions], object] | None = None,
+        memory: Memory | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._folder = folder
@@ -105,6 +119,10 @@ class ModelStore:
         self._by_name: dict[str, LoadedModel] = {}
         self._by_key: dict[str, LoadedModel] = {}
         self._alive: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()
+        # Memory that what is loaded takes, its file included: not that of what rests.
+        self._awake: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()
+        self._memory = memory or Memory(sys.maxsize)
+        self._memory.count(self._memory_in_use)
         self._uploads = 0
         self._uploading = 0
         self._closed = False
@@ -245,13 +263,35 @@ class ModelStore:
         """
         options = replace(self._options, threads=threads)
         size = entry.record.size
-        with self._load_lock:
+        with self._load_lock, self._memory.holding(LOADED_COST * size) as held:
             with self._lock:
                 self._check_room(size)
             model = load_again(entry.path, entry.record.form, options, self._engine)
             with self._lock:
                 self._alive[model] = size
+            held.replace(partial(self._count_awake, model, LOADED_COST * size))
             return model
+
+    def let_rest(self, key: str, fetch: Fetch) -> None:
+        """Let a model leave memory when others need the room, and come back when it runs.
+
+        Args:
+            key: As of `ModelRecord.key`. One that is not here any more is left alone, and so is
+                one that is small, or of which there are copies with other threads.
+            fetch: Writes its file, as it was uploaded, by what it is called with. Slow.
+        """
+        with self._lock:
+            entry = self._by_key.get(key)
+            if entry is None or isinstance(entry.model, RestingModel):
+                return
+            record = entry.record
+            if record.size < _WORTH_RESTING or record.options.threads:
+                return
+            wake = partial(self._wake, record, entry.path, fetch)
+            resting = RestingModel(entry.model, entry.path, wake)
+            self._alive[resting] = self._alive.pop(entry.model, record.size)
+            self._publish(replace(entry, model=resting), record.names)
+        self._memory.watch(resting)
 
     def load_folder(self, folder: Path) -> list[tuple[Path, BlindAIError]]:
         """Add every `*.onnx` of a folder, each by the name of its file without the suffix.
@@ -286,15 +326,21 @@ class ModelStore:
             Overloaded: No room for them now.
         """
         self._check_size(size + more)
-        with self._lock:
-            self._check_room(more)
-            self._uploading += more
+        self._memory.hold(more)
+        try:
+            with self._lock:
+                self._check_room(more)
+                self._uploading += more
+        except Overloaded:
+            self._memory.release(more)
+            raise
 
     def end_upload(self, size: int) -> None:
         """Count an upload no more, nor its bytes; for `Upload`."""
         with self._lock:
             self._uploads -= 1
             self._uploading -= size
+        self._memory.release(size)
 
     def add(self, upload: Upload, *, replace_other: bool) -> ModelRecord:
         """Load what an upload received, unless it is here, and give it its name; for `Upload`."""
@@ -311,40 +357,47 @@ class ModelStore:
                 if entry is not None:
                     _check_same_options(entry.record, upload)
                     return self._name(upload.name, entry)
-            chosen = load_form(
-                upload.path, upload.options, self._options, self._engine, upload.known
-            )
-            model = chosen.model
-            record = ModelRecord(
-                names=(),
-                sha256=upload.sha256,
-                size=upload.size,
-                inputs=model.inputs,
-                outputs=model.outputs,
-                engine=chosen.engine,
-                loaded_at=self._clock(),
-                options=upload.options,
-                form=chosen.form,
-                deviation=chosen.deviation,
-            )
+            with self._memory.holding(LOADED_COST * upload.size) as held:
+                return self._load(upload, held, replace_other=replace_other)
+
+    def _load(self, upload: Upload, held: Holding, *, replace_other: bool) -> ModelRecord:
+        """Load what an upload received, and give it its name; one at a time."""
+        chosen = load_form(upload.path, upload.options, self._options, self._engine, upload.known)
+        model = chosen.model
+        record = ModelRecord(
+            names=(),
+            sha256=upload.sha256,
+            size=upload.size,
+            inputs=model.inputs,
+            outputs=model.outputs,
+            engine=chosen.engine,
+            loaded_at=self._clock(),
+            options=upload.options,
+            form=chosen.form,
+            deviation=chosen.deviation,
+        )
+        with self._lock:
+            entry = self._by_key.get(record.key)
+            if entry is not None:  # "auto" chose what is here already
+                model.close()
+                _check_same_options(entry.record, upload)
+                return self._name(upload.name, entry)
+        path = self._folder / f"{record.key}.onnx"
+        upload.path.rename(path)
+        try:
+            Disk().sync_folder(self._folder)
             with self._lock:
-                entry = self._by_key.get(record.key)
-                if entry is not None:  # "auto" chose what is here already
-                    model.close()
-                    _check_same_options(entry.record, upload)
-                    return self._name(upload.name, entry)
-            path = self._folder / f"{record.key}.onnx"
-            upload.path.rename(path)
-            try:
-                Disk().sync_folder(self._folder)
-                with self._lock:
-                    self._check_free(upload, replace_other=replace_other)
-                    self._alive[model] = upload.size
-                    self._uploading -= upload.release()
-                    return self._name(upload.name, LoadedModel(record, model, path))
-            except (OSError, BlindAIError):
-                path.unlink(missing_ok=True)
-                raise
+                self._check_free(upload, replace_other=replace_other)
+                self._alive[model] = upload.size
+                received = upload.release()
+                self._uploading -= received
+                named = self._name(upload.name, LoadedModel(record, model, path))
+        except (OSError, BlindAIError):
+            path.unlink(missing_ok=True)
+            raise
+        cost = (FILE_COST + LOADED_COST) * upload.size
+        held.replace(partial(self._count_awake, model, cost), more=received)
+        return named
 
     def _load_file(self, path: Path) -> None:
         check_name(path.stem)
@@ -371,6 +424,35 @@ class ModelStore:
         if size > self._max_model_size:
             msg = f"expected a model of at most {self._max_model_size} bytes, came {size} or more"
             raise LimitExceeded(msg)
+
+    def _wake(self, record: ModelRecord, path: Path, fetch: Fetch) -> Model:
+        """Load a model that rests; for `RestingModel`, which lets in one at a time."""
+        cost = (FILE_COST + LOADED_COST) * record.size
+        with self._memory.holding(cost) as held:
+            new = path.with_name(f".upload-{secrets.token_hex(16)}")
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                with io.FileIO(os.open(new, flags, 0o600), "wb") as file:
+                    _fetch_same(record, fetch, file)
+                model = load_again(new, record.form, self._options, self._engine)
+                with self._lock:
+                    # Unless it was deleted meanwhile: who runs it may, and it leaves no file.
+                    if record.key in self._by_key:
+                        new.rename(path)
+            except OSError as error:
+                raise no_room(error) from error
+            finally:
+                new.unlink(missing_ok=True)
+            held.replace(partial(self._count_awake, model, cost))
+            return model
+
+    def _count_awake(self, model: Model, size: int) -> None:
+        with self._lock:
+            self._awake[model] = size
+
+    def _memory_in_use(self) -> int:
+        with self._lock:
+            return sum(self._awake.values())
 
     def _in_use(self) -> int:
         return sum(self._alive.values()) + self._uploading
@@ -430,6 +512,8 @@ class ModelStore:
             self._publish(entry, names)
             return None
         del self._by_key[entry.record.key]
+        if isinstance(entry.model, RestingModel):
+            entry.model.leave_file()
         gone = self._folder / f".deleted-{secrets.token_hex(16)}"
         try:
             entry.path.rename(gone)
@@ -457,6 +541,28 @@ def _check_same_options(record: ModelRecord, upload: Upload) -> None:
             "other max_batch, max_wait, threads or instances: delete it first"
         )
         raise ModelConflict(msg)
+
+
+def _fetch_same(record: ModelRecord, fetch: Fetch, file: io.FileIO) -> None:
+    """Write a model's file again; refuse any other."""
+    digest, size = hashlib.sha256(), 0
+
+    def write(piece: memoryview) -> None:
+        nonlocal size
+        size += len(piece)
+        if size > record.size:
+            raise _changed(record)
+        digest.update(piece)
+        while piece:
+            piece = piece[file.write(piece) :]
+
+    fetch(write)
+    if digest.hexdigest() != record.sha256:
+        raise _changed(record)
+
+
+def _changed(record: ModelRecord) -> SealedDataError:
+    return SealedDataError(f"expected the file with SHA-256 {record.sha256}, came another")
 
 
 def _read(descriptor: int) -> bytes:

@@ -17,6 +17,7 @@ import cbor2
 
 from blindai.errors import ConfigurationError
 from blindai.inference.engines import ENGINES
+from blindai.inference.memory import default_budget
 from blindai.server.access.rules import AccessRules
 from blindai.server.tracing import traces_address
 
@@ -43,6 +44,8 @@ class Limits:
         max_uploads: Uploads under way.
         max_body_bytes: One request's body, uploads excepted.
         max_bodies_bytes: The bodies of all requests that are being received or run.
+        max_memory_bytes: All that is held: models, uploads under way, bodies. By default three
+            quarters of what the machine, or the control group, has; the rest is for runs.
         max_header_bytes: Request line and headers of one request.
         max_connections: On each port.
         max_queue: Requests that wait for a thread to run on; more are refused.
@@ -69,6 +72,7 @@ class Limits:
     max_uploads: int = 4
     max_body_bytes: int = 256 << 20
     max_bodies_bytes: int = 1 << 30
+    max_memory_bytes: int = field(default_factory=default_budget)
     max_header_bytes: int = 32 << 10
     max_connections: int = 1024
     max_queue: int = 256
@@ -246,9 +250,9 @@ class ServerConfig:
         """Files and folders that are read while the server runs."""
         files = [] if self.models is None else [self.models]
         files += [model.path for model in self.load if model.path is not None]
-        if self.access.api_keys is not None:
-            # A file that is replaced is another; its folder stays.
-            files.append(self.access.api_keys.parent)
+        reread = [] if self.access.api_keys is None else [self.access.api_keys]
+        # A file that is replaced is another; its folder stays.
+        files += [path.parent for path in (*reread, *self.access.files)]
         return tuple(files)
 
     @property

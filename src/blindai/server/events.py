@@ -48,6 +48,8 @@ EVENTS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "handover_withdrawn": _fields(),
         "api_keys_loaded": _fields(),
         "api_keys_unreadable": _fields(),
+        "reloaded": _fields(),
+        "not_reloaded": _fields("error"),
         "jwks_not_fetched": _fields("error"),
         "audit_head": _fields("entries head"),
         "audit_failed": _fields("entries"),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from blindai.errors import Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from blindai.inference.memory import Memory
+
+_PIECE: Final = 4 << 20
+# Kept, so that requests that come and go do not ask each time.
+_SPARE: Final = 16 << 20
 
 
 class TokenBucket:
@@ -47,13 +53,24 @@ class ByteBudget:
 
     Args:
         total: In bytes.
+        memory: Counts them together with all else that is held; `None`: nobody does.
+        make_room: Asked for so many bytes of it where there were none; returns at once.
     """
 
-    __slots__ = ("_total", "_used")
+    __slots__ = ("_granted", "_make_room", "_memory", "_total", "_used")
 
-    def __init__(self, total: int) -> None:
+    def __init__(
+        self,
+        total: int,
+        memory: Memory | None = None,
+        make_room: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._total = total
         self._used = 0
+        self._memory = memory
+        self._make_room = make_room
+        # What the memory's account has for all requests: asked for in large pieces, and seldom.
+        self._granted = 0 if memory is not None else total
 
     @property
     def used(self) -> int:
@@ -65,10 +82,26 @@ class ByteBudget:
         return Share(self)
 
     def _grow(self, count: int) -> None:
-        if self._used + count > self._total:
+        used = self._used + count
+        if used > self._total:
             msg = "the server holds as much data as it has room for"
             raise Overloaded(msg)
-        self._used += count
+        if self._memory is not None and not self._granted - _SPARE <= used <= self._granted:
+            self._ask(used, self._memory)
+        self._used = used
+
+    def _ask(self, used: int, memory: Memory) -> None:
+        """Have as much granted as is needed, rounded up; give back what is not."""
+        wanted = -(-used // _PIECE) * _PIECE
+        more = wanted - self._granted
+        if more <= 0:
+            memory.release(-more)
+        elif not memory.take(more):
+            memory.refused += 1
+            self._make_room(more)
+            msg = "the server holds as much data as it has memory for"
+            raise Overloaded(msg)
+        self._granted = wanted
 
 
 class Share:

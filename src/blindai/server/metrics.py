@@ -70,9 +70,11 @@ class Metrics:
         yield from _traffic(self._service)
         yield from self._memory()
         yield from _audit(self._service)
-        store = self._service.store
-        present = {record.key: record for record in store.records()}
-        yield _gauge("models", "Models that are loaded.", len(present))
+        records = self._service.store.records()
+        yield _gauge("models", "Models of the operator that are loaded.", len(records))
+        # A model that is not public is nobody's business here, not even its SHA-256.
+        is_public = self._service.shelves.is_public
+        present = {record.key: record for record in records if is_public(record)}
         size = GaugeMetricFamily(
             "blindai_model_file_bytes", "Size of a model's file.", labels=["model"]
         )
@@ -80,7 +82,7 @@ class Metrics:
             size.add_metric([_label(record.key)], record.size)
         yield size
         # One entry for each model that is still here: labels of those that went go with them.
-        served = operator_statistics(self._service)
+        served = [each for each in operator_statistics(self._service) if each.sha256 in present]
         yield from _served(served)
         yield from _load(served)
 
@@ -133,8 +135,9 @@ class Metrics:
             )
 
     def _memory(self) -> Iterator[Metric]:
-        limits = self._service.limits
+        limits, memory = self._service.limits, self._service.memory
         held = {
+            "all": (memory.used, memory.total),
             "models": (self._service.shelves.bytes_in_use, limits.max_store_bytes),
             "bodies": (self._bodies.used, limits.max_bodies_bytes),
             "sequences": (self._service.stepping.sequences.size, limits.max_state_bytes),
@@ -149,6 +152,16 @@ class Metrics:
             used.add_metric([purpose], size)
             limit.add_metric([purpose], most)
         yield from (used, limit)
+        yield CounterMetricFamily(
+            "blindai_memory_refused",
+            "How often there was no memory for a body, an upload or a model.",
+            memory.refused,
+        )
+        yield CounterMetricFamily(
+            "blindai_models_rested",
+            "How often a model left memory, to come back when it runs.",
+            memory.rested,
+        )
 
 
 def _traffic(service: Service) -> Iterator[Metric]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Of chunks between the network and the disk: at most 512 KiB each, as the protocol holds them.
 _PIPE_SLOTS: Final = 16
+# What a pipe holds at most.
+PIPE_BYTES: Final = _PIPE_SLOTS * (512 << 10)
 
 
 async def next_unless(chunks: AsyncIterator[bytes], worker: asyncio.Future[Any]) -> bytes | None:

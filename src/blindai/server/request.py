@@ -129,9 +129,9 @@ class Request:
 
     def caller(self) -> Caller:
         """Return who asks, as far as that is known."""
-        token = self.bearer_token
+        proof = self.bearer_token or self.client_certificate
         return Caller(
-            b"" if token is None else hashlib.sha256(token).digest(),
+            b"" if proof is None else hashlib.sha256(proof).digest(),
             self._exchange.peer,
             self._exchange.connection,
         )

@@ -16,7 +16,7 @@ import signal
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from blindai.channel.tls import server_context
 from blindai.errors import BlindAIError, ConfigurationError, Overloaded
 from blindai.inference.engine import LoadOptions
 from blindai.inference.engines import load_engine
+from blindai.inference.memory import Memory
 from blindai.inference.store import ModelStore
 from blindai.server.attested import attested_app
 from blindai.server.audit import AuditLog
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
     from blindai.attesters import Attester
     from blindai.inference.sandbox import Sandbox
-    from blindai.server.auth import Access
+    from blindai.server.auth import Access, AccessRules
     from blindai.server.config import ServerConfig
     from blindai.server.grpc.connection import Connection
     from blindai.server.otlp import OtlpSink
@@ -133,6 +134,7 @@ async def serve(
     access: Access,
     on_ready: Callable[[Ready], None],
     stop: asyncio.Event | None = None,
+    reload: asyncio.Event | None = None,
     sandbox: Sandbox | None = None,
     telemetry: Telemetry | None = None,
 ) -> None:
@@ -144,6 +146,7 @@ async def serve(
         access: Who may do what.
         on_ready: Called once, when everything is served.
         stop: Ends the server.
+        reload: Has it read again what proofs are checked with; in the main thread SIGHUP, too.
         sandbox: Tries each model before it is loaded here.
         telemetry: Sends reports; `None`: nothing does.
 
@@ -153,7 +156,7 @@ async def serve(
     if attester.platform is not config.platform:
         msg = f"expected an attester for {config.platform}, came one for {attester.platform}"
         raise ConfigurationError(msg)
-    stop = stop or asyncio.Event()
+    stop, reload = stop or asyncio.Event(), reload or asyncio.Event()
     with contextlib.ExitStack() as stack:
         sockets = [
             stack.enter_context(bind(config.host, config.port, "port")),
@@ -172,9 +175,11 @@ async def serve(
             stack.callback(sink.close)
             tracing = Tracing(sink, config.trace_ratio)
         service = _open_service(config, folder, sandbox, audit, tracing)
-        bodies = ByteBudget(config.limits.max_bodies_bytes)
+        bodies = ByteBudget(
+            config.limits.max_bodies_bytes, service.memory, make_room=service.make_room
+        )
         stack.callback(service.close)
-        stack.enter_context(_signals(stop))
+        stack.enter_context(_signals(stop, reload))
         attesting = stack.enter_context(ThreadPoolExecutor(1, "blindai-attest"))
         attested, public = (Listener(each, config.limits) for each in sockets[:2])
         grpc = None
@@ -184,7 +189,7 @@ async def serve(
             config, attester, access, service, attesting, bodies, attested, public, grpc
         )
         server.telemetry = telemetry or server.telemetry
-        await server.run(on_ready, stop)
+        await server.run(on_ready, stop, reload)
 
 
 class _Server:
@@ -217,8 +222,11 @@ class _Server:
         self._bodies = bodies
         self.telemetry = Telemetry.off()
         self._load = LoadHistory(partial(operator_statistics, service))
+        self._taking = asyncio.Lock()
 
-    async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
+    async def run(
+        self, on_ready: Callable[[Ready], None], stop: asyncio.Event, reload: asyncio.Event
+    ) -> None:
         """Serve from the first key to the last answer."""
         always: list[asyncio.Task[None]] = []
         try:
@@ -230,6 +238,7 @@ class _Server:
             if self.telemetry.choice.endpoint is not None:
                 report = partial(service_report, self._service, self._config.platform)
                 always.append(asyncio.create_task(self.telemetry.send_for_ever(report)))
+            always.append(asyncio.create_task(self._reload(reload)))
             if self._config.prune_after is not None:
                 always.append(asyncio.create_task(self._prune(self._config.prune_after)))
             log_event(
@@ -264,7 +273,11 @@ class _Server:
         return tuple(dict.fromkeys(caveat for each in sealed for caveat in each.caveats))
 
     async def _take_identity(self) -> None:
-        """Make keys, and serve with them from now on."""
+        """Make keys, and serve with them from now on; one at a time."""
+        async with self._taking:
+            await self._take_keys()
+
+    async def _take_keys(self) -> None:
         devices = NvidiaAttester() if self._config.gpus else None
         identity = Identity.create(
             self._attester, self._config, now=datetime.now(UTC), devices=devices
@@ -325,6 +338,35 @@ class _Server:
                 connection.shutdown()
             old = self._connections()
             await self._take_identity()
+
+    async def _reload(self, told: asyncio.Event) -> None:
+        """Read again, each time when told, what proofs are checked with."""
+        while True:
+            await told.wait()
+            told.clear()
+            try:
+                await self._adopt(await asyncio.to_thread(self._access.read_again))
+            except BlindAIError as error:
+                log_event("not_reloaded", level="error", error=type(error).__name__)
+            else:
+                log_event("reloaded")
+
+    async def _adopt(self, rules: AccessRules) -> None:
+        """Go by these rules; with new keys where clients see them in what is attested."""
+        if rules == self._config.access:
+            return
+        before = self._config
+        old = self._connections()
+        self._config = replace(before, access=rules)
+        try:
+            await self._take_identity()
+        except BaseException:
+            self._config = before
+            raise
+        self._access.adopt(rules)
+        # Who was let in by an authority that is gone, or verified other rules, comes again.
+        for connection in old:
+            connection.shutdown()
 
     async def _prune(self, unused_for: timedelta) -> None:
         """Delete, hour by hour, what nobody runs any more."""
@@ -421,6 +463,7 @@ def _open_service(
     """Return the service, with a store for the operator's models and one for each tenant's."""
     limits = config.limits
     engine = load_engine("onnx")
+    memory = Memory(limits.max_memory_bytes)
 
     def open_store(folder: Path, max_models: int, max_bytes: int, max_uploads: int) -> ModelStore:
         return ModelStore(
@@ -431,6 +474,7 @@ def _open_service(
             max_models=max_models,
             max_total_bytes=max_bytes,
             max_uploads=max_uploads,
+            memory=memory,
             try_first=None if sandbox is None else sandbox.check,
         )
 
@@ -439,7 +483,7 @@ def _open_service(
         name: open_store(folder / "tenants" / name, q.max_models, q.max_bytes, q.max_uploads)
         for name, q in config.access.tenants.items()
     }
-    return Service(store, config, tenants, audit=audit, tracing=tracing)
+    return Service(store, config, tenants, audit=audit, tracing=tracing, memory=memory)
 
 
 @contextlib.contextmanager
@@ -470,16 +514,17 @@ def store_folder(config: ServerConfig) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set `stop`, where this is the thread that gets them."""
+def _signals(stop: asyncio.Event, reload: asyncio.Event) -> Iterator[None]:
+    """Let signals set events, where this is the thread that gets them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    events = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
+    for number, event in events.items():
+        loop.add_signal_handler(number, event.set)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in events:
             loop.remove_signal_handler(number)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -117,6 +118,7 @@ class SealedModels:
                 vault = self._open()
                 _check_form(vault, entry.record)
                 keep_model(vault, entry, entry.record.options.dump(), used=today())
+                self._store.let_rest(entry.record.key, partial(vault.unseal, entry.record.sha256))
             except BaseException:
                 self._put_back(name)
                 raise

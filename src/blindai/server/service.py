@@ -24,11 +24,14 @@ from blindai.errors import (
     ModelNotFound,
     Overloaded,
 )
+from blindai.inference.memory import Memory
 from blindai.inference.options import ModelOptions
+from blindai.inference.resting import RestingModel
 from blindai.inference.scheduler import Scheduler
+from blindai.server.access.accounts import Parties
 from blindai.server.access.principal import OPERATOR, Principal
 from blindai.server.events import log_event
-from blindai.server.pipe import Pipe, next_unless
+from blindai.server.pipe import PIPE_BYTES, Pipe, next_unless
 from blindai.server.pruning import prune
 from blindai.server.sealing import SealedModels
 from blindai.server.shelves import Shelf, Shelves
@@ -105,12 +108,14 @@ class Service:
         tenants: Hold the models of tenants, by their names.
         audit: Told of what changes what is served.
         tracing: Traces requests.
+        memory: Counts what the stores hold; `None`: nobody does.
 
     Attributes:
         limits: What it accepts.
         state: Set by whoever runs the server.
         audit: Told of what changes what is served, before it does; `None`: nobody is.
         shelves: Whose models are where.
+        memory: Counts what is held.
         scheduler: Runs the models; its statistics are for metrics.
         stepping: Keeps state between the steps of sequences.
         traffic: Counts what comes and goes.
@@ -125,8 +130,10 @@ class Service:
         *,
         audit: AuditLog | None = None,
         tracing: Tracing | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.store = store
+        self.memory = memory or Memory(config.limits.max_memory_bytes)
         self.shelves = Shelves(store, config.access, tenants or {})
         self.state = State.STARTING
         self.audit = audit
@@ -143,8 +150,13 @@ class Service:
         self.traffic = Traffic()
         self._decodes = ThreadPoolExecutor(config.concurrency, "blindai-decode")
         self._loads = ThreadPoolExecutor(config.limits.max_uploads, "blindai-load")
+        # Of their own: an upload may take minutes, and whoever runs a model waits here.
+        self._wakes = ThreadPoolExecutor(config.concurrency, "blindai-wake")
         self._capacity = config.concurrency + config.limits.max_queue
         self._running: set[RunHandle] = set()
+        self._has_tenants = bool(config.access.tenants)
+        self._parties = Parties(self._capacity)
+        self._is_making_room = False
         self._uploading = 0
 
     @property
@@ -167,6 +179,20 @@ class Service:
     def entries(self, who: Principal) -> list[tuple[str, LoadedModel]]:
         """Return the models that somebody can see, one entry for each name, in their order."""
         return self.shelves.entries(who)
+
+    def make_room(self, count: int) -> None:
+        """Let models rest, in the background, until there is memory for so many bytes."""
+        if self._is_making_room:
+            return
+        self._is_making_room = True
+
+        def work() -> None:
+            try:
+                self.memory.make_room(count)
+            finally:
+                self._is_making_room = False
+
+        self._wakes.submit(work)
 
     async def infer(
         self,
@@ -199,10 +225,10 @@ class Service:
             InferenceError: The run was stopped, or failed.
         """
         model = self.get(key, who)
-        if who.account is None:
+        if not self._has_tenants:
             return await self._infer(model, decode, encode, work, handle, caller)
-        with who.account.run():
-            return await self._infer(model, decode, encode, work, handle, caller)
+        with self._parties.run(who.tenant) as behind, who.counted_run():
+            return await self._infer(model, decode, encode, work, handle, caller, behind)
 
     async def _infer(
         self,
@@ -212,6 +238,7 @@ class Service:
         work: int,
         handle: RunHandle,
         caller: Callable[[], Caller],
+        behind: int = 0,
     ) -> AnswerT:
         if len(self._running) >= self._capacity:
             msg = f"{len(self._running)} requests run or wait, which is the limit"
@@ -219,15 +246,18 @@ class Service:
         began = time.monotonic()
         self._running.add(handle)
         try:
+            if isinstance(model.model, RestingModel) and model.model.is_resting:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._wakes, model.model.wake)
             if work <= SMALL:
                 call = decode()
             else:
                 loop = asyncio.get_running_loop()
                 call = await loop.run_in_executor(self._decodes, decode)
             if call.sequence is None:
-                run = self._submit(model, call, encode, began, handle)
+                run = self._submit(model, call, encode, began, handle, behind)
                 return run.result() if run.done() else await asyncio.wrap_future(run)
-            submit = partial(self._submit, began=began, handle=handle)
+            submit = partial(self._submit, began=began, handle=handle, behind=behind)
             return await self.stepping.step(caller(), call.sequence, model, call, encode, submit)
         except InferenceError as error:
             if handle.terminated and self.state is State.STOPPING:
@@ -246,6 +276,7 @@ class Service:
         encode: Callable[[CallT, ModelRecord, list[Tensor]], AnswerT],
         began: float,
         handle: RunHandle,
+        behind: int,
     ) -> Future[AnswerT]:
         longest = self.limits.max_run_time
         return self.scheduler.submit(
@@ -254,6 +285,7 @@ class Service:
             call.outputs,
             deadline=began + (longest if call.timeout is None else min(call.timeout, longest)),
             priority=call.priority,
+            behind=behind,
             may_wait=True,
             handle=handle,
             finish=partial(encode, call, model.record),
@@ -308,6 +340,12 @@ class Service:
         if self._uploading >= self.limits.max_uploads:
             msg = f"{self._uploading} uploads are under way, which is the limit"
             raise Overloaded(msg, retry_after=10.0)
+        buffered = PIPE_BYTES if size is None else min(size, PIPE_BYTES)
+        if not self.memory.take(buffered):
+            self.memory.refused += 1
+            self.make_room(buffered)
+            msg = "there is no memory for an upload now"
+            raise Overloaded(msg)
         loop = asyncio.get_running_loop()
         pipe = Pipe(loop)
         shelf = self.shelves.of(who)
@@ -315,7 +353,7 @@ class Service:
         job = partial(self._receive, pipe, begin, shelf, who, sha256=sha256, replace=replace)
         self._uploading += 1
         worker = loop.run_in_executor(self._loads, job)
-        worker.add_done_callback(self._upload_ended)
+        worker.add_done_callback(partial(self._upload_ended, buffered))
         worker.add_done_callback(pipe.wake)
         try:
             while (chunk := await next_unless(chunks, worker)) is not None:
@@ -328,8 +366,11 @@ class Service:
         pipe.end()
         return await asyncio.shield(worker)
 
-    def _upload_ended(self, worker: asyncio.Future[tuple[ModelRecord, bool]]) -> None:
+    def _upload_ended(
+        self, buffered: int, worker: asyncio.Future[tuple[ModelRecord, bool]]
+    ) -> None:
         self._uploading -= 1
+        self.memory.release(buffered)
         # Looked at, or asyncio complains of an exception that nobody was left to be told.
         if not worker.cancelled():
             worker.exception()
@@ -460,6 +501,7 @@ class Service:
         self.stepping.close()
         self._decodes.shutdown(cancel_futures=True)
         self.scheduler.close()
+        self._wakes.shutdown(cancel_futures=True)
         self._loads.shutdown(cancel_futures=True)
         self.shelves.close()
 

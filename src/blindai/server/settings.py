@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import timedelta
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Any, Final, Literal, get_type_hints
@@ -53,7 +53,15 @@ class _Strict(BaseModel):
 def _mirror(name: str, of: type) -> type[BaseModel]:
     """Return a schema with the fields and defaults of a dataclass, so that none is forgotten."""
     hints = get_type_hints(of)
-    known: dict[str, Any] = {item.name: (hints[item.name], item.default) for item in fields(of)}
+    known: dict[str, Any] = {
+        item.name: (
+            hints[item.name],
+            item.default
+            if item.default_factory is MISSING
+            else Field(default_factory=item.default_factory),
+        )
+        for item in fields(of)
+    }
     return create_model(name, __config__=_STRICT, **known)
 
 
@@ -277,6 +285,7 @@ def access_rules(access: AccessSettings) -> AccessRules:
         ConfigurationError: Values that contradict each other, or a file that cannot be read.
     """
     is_open = not (access.api_keys or access.jwt or access.certificates or access.tenants)
+    read = (access.client_ca, access.client_crl, *(each.keys for each in access.jwt))
     public = frozenset(access.public) if access.public is not None else frozenset[str]()
     everything = is_open if access.public is None else "*" in public
     return AccessRules(
@@ -296,6 +305,7 @@ def access_rules(access: AccessSettings) -> AccessRules:
         client_crl=_read(access.client_crl, "access.client_crl"),
         holders=tuple(Holder(**each.model_dump()) for each in access.certificates),
         tenants={name: Quota(**each.model_dump()) for name, each in access.tenants.items()},  # type: ignore[attr-defined]
+        files=tuple(path for path in read if path is not None),
     )
 
 

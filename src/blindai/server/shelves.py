@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from blindai.inference.engine import Model
-    from blindai.inference.store import LoadedModel, ModelStore
+    from blindai.inference.store import LoadedModel, ModelRecord, ModelStore
     from blindai.server.access.principal import Principal
     from blindai.server.access.rules import AccessRules
     from blindai.server.sealing import SealedModels
@@ -80,7 +80,7 @@ class Shelves:
             except ModelNotFound:
                 pass
         found = self._operator.store.get(key)
-        if self._sees_all(who):
+        if self._rules.public is None or self._sees_all(who):
             return found
         names = found.record.names
         # By its SHA-256, whatever name it has that is public; by a name, only by that.
@@ -108,6 +108,10 @@ class Shelves:
         if who.tenant != OPERATOR:
             found |= dict(_entries(self._shelves[who.tenant].store))
         return sorted(found.items(), key=lambda item: item[0])
+
+    def is_public(self, record: ModelRecord) -> bool:
+        """Return whether anybody may run a model of the operator's, under one of its names."""
+        return any(map(self._rules.is_public, record.names))
 
     def load_again(self, entry: LoadedModel, threads: int) -> Model:
         """Load a model once more; see `ModelStore.load_again`."""

@@ -3,8 +3,8 @@
 Always true: a step is a run like any other, with its place in the queue, its deadline and its
 count; state is taken from the answer where the answer is made, on the run's thread. A sequence is
 of the caller who began it. An identifier that nobody can guess, 32 or more hexadecimal digits,
-opens it from any connection, with the token that it was begun with; any other is a name within
-its connection, so that the numbers of Triton's clients harm nobody.
+opens it from any connection, with the token or certificate that it was begun with; any other is a
+name within its connection, so that the numbers of Triton's clients harm nobody.
 
 Specification: Triton's extension of the Open Inference Protocol for sequences: `sequence_id`,
 `sequence_start`, `sequence_end`. `sequence_state` (which input takes which output, as an object or
@@ -56,7 +56,7 @@ class Caller:
     """Who asks, as far as that is known.
 
     Attributes:
-        token: SHA-256 of what they presented; empty: nothing.
+        token: SHA-256 of what they presented, a token or a certificate; empty: nothing.
         address: Where they, or a proxy on the way, connect from.
         connection: That they ask on.
     """

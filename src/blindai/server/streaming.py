@@ -108,6 +108,10 @@ class Streams:
             missing = missing_state(loop.state, call.inputs, record)
             sequences.hold(held, size_of_zeros(missing) + size_of(call.inputs))
             call = replace(call, inputs=(*call.inputs, *zeros(missing)))
+            if who.account is not None:
+                # One run of their tenant's, however many steps it has.
+                stack.enter_context(who.account.run())
+                who = replace(who, account=None)
             stream = _Loop(self._service, self._limits, request.name, held, call, loop, caller, who)
             request.watch(stream.stop)
             stack.callback(request.watch, None)

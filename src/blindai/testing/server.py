@@ -135,13 +135,14 @@ class RunningServer:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        await serve(
-            self._config,
-            self._attester,
-            access=Access(self.token, self._config.access),
-            on_ready=self._on_ready,
-            stop=self._stop,
-        )
+        with Access(self.token, self._config.access) as access:
+            await serve(
+                self._config,
+                self._attester,
+                access=access,
+                on_ready=self._on_ready,
+                stop=self._stop,
+            )
 
     def _on_ready(self, ready: Ready) -> None:
         self._config = replace(

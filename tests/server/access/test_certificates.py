@@ -112,11 +112,11 @@ def shown(tmp_path, certificate, key):
     return context
 
 
-def talk(server, context, method="GET", path="/blindai/v1/models", body=None):
+def talk(server, context, method="GET", path="/blindai/v1/models", body=None, headers=None):
     """Send one request with a certificate."""
     host, port = server.address.rsplit(":", 1)
     with closing(http.client.HTTPSConnection(host, int(port), context=context, timeout=20)) as line:
-        return ask(line, method, path, body)
+        return ask(line, method, path, body, headers)
 
 
 def test_a_holder_is_let_in(server, tmp_path):

@@ -14,7 +14,6 @@ from blindai.errors import AccessDenied, ConfigurationError, InvalidInput, Overl
 from blindai.server.access import keys as module
 from blindai.server.access.keys import ApiKeys, create_key, load_keys, parse_keys, revoke_key
 from blindai.server.access.principal import Scope
-from tests.server.access.shown import Clock
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
@@ -56,12 +55,12 @@ def test_expired(tmp_path):
 
 def test_revoked_while_the_server_runs(tmp_path):
     """A revoked key opens nothing as soon as the file is looked at again; others still do."""
-    path, clock = tmp_path / "keys.json", Clock()
+    path = tmp_path / "keys.json"
     (record, token), (_, other) = make(path), make(path)
-    known = ApiKeys(path, clock=clock)
+    known = ApiKeys(path)
     known.find(token.encode(), now=NOW)
     revoke_key(path, record.id, now=NOW)
-    clock.seconds += 2
+    known.refresh()
     with pytest.raises(AccessDenied, match="revoked"):
         known.find(token.encode(), now=NOW)
     known.find(other.encode(), now=NOW)
@@ -70,9 +69,9 @@ def test_revoked_while_the_server_runs(tmp_path):
 @pytest.mark.parametrize("damage", ["remove", "write", "open to others"])
 def test_a_file_that_cannot_be_used_opens_nothing(tmp_path, damage):
     """Keys that were known are forgotten with a file that is gone, malformed or not safe."""
-    path, clock = tmp_path / "keys.json", Clock()
+    path = tmp_path / "keys.json"
     _, token = make(path)
-    known = ApiKeys(path, clock=clock)
+    known = ApiKeys(path)
     if damage == "remove":
         path.unlink()
     elif damage == "write":
@@ -80,7 +79,7 @@ def test_a_file_that_cannot_be_used_opens_nothing(tmp_path, damage):
     else:
         path.write_bytes(path.read_bytes() + b" ")
         path.chmod(0o666)
-    clock.seconds += 2
+    known.refresh()
     with pytest.raises(AccessDenied):
         known.find(token.encode(), now=NOW)
 
@@ -133,7 +132,7 @@ def test_any_content_is_keys_or_an_error(content):
 
 def test_who_is_told_of_changes_decides(tmp_path):
     """Keys that somebody could not be told of open nothing; they do as soon as it can be told."""
-    path, clock, told, can = tmp_path / "keys.json", Clock(), [], [True]
+    path, told, can = tmp_path / "keys.json", [], [True]
 
     def tell(count, sha256):
         if not can[0]:
@@ -142,15 +141,15 @@ def test_who_is_told_of_changes_decides(tmp_path):
         told.append((count, sha256))
 
     make(path)
-    known = ApiKeys(path, clock=clock)
+    known = ApiKeys(path)
     known.tell_changes(tell)
     _, token = make(path)
     can[0] = False
-    clock.seconds += 2
+    known.refresh()
     with pytest.raises(AccessDenied):
         known.find(token.encode(), now=NOW)
     can[0] = True
-    clock.seconds += 2
+    known.refresh()
     known.find(token.encode(), now=NOW)
     assert [count for count, _ in told] == [1, 2]
     assert told[-1][1] == hashlib.sha256(path.read_bytes()).hexdigest()

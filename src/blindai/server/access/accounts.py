@@ -1,10 +1,15 @@
-"""What a tenant uses at the moment, and how often. For one event loop each; no locks."""
+"""What a tenant uses at the moment, and how often. For one event loop each; no locks.
+
+`Account` keeps a tenant within its quota; `Parties` keeps tenants, and everybody who is of none,
+from taking each other's places where all that wait are more than there is room for.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 from blindai.errors import RateLimited
 from blindai.server.limits import TokenBucket
@@ -13,6 +18,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from blindai.server.access.rules import Quota
+
+_FEWEST: Final = 2
+
+
+class Parties:
+    """Counts the runs of each party, a tenant or everybody who is of none.
+
+    Args:
+        places: Runs under way or waiting that there is room for.
+    """
+
+    __slots__ = ("_places", "_running")
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._running: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def run(self, party: str) -> Iterator[int]:
+        """Count a run until the end of the block; yield how many there are of that party.
+
+        No party gets more than half of the places, nor, as soon as there are more than two, more
+        than an equal share: so there is one left for whoever comes next.
+
+        Raises:
+            RateLimited: It has its share.
+        """
+        mine = self._running[party]
+        parties = len(self._running) + (not mine)
+        if mine >= max(1, self._places // max(_FEWEST, parties)):
+            msg = f"{mine} runs of yours are under way, which is an equal share of what there is"
+            raise RateLimited(msg)
+        self._running[party] = mine + 1
+        try:
+            yield mine
+        finally:
+            self._running[party] -= 1
+            if not self._running[party]:
+                del self._running[party]
 
 
 class Account:

@@ -12,10 +12,12 @@ import contextlib
 import hashlib
 import hmac
 import secrets
+import threading
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Self
 
+from blindai.channel.tls import check_authorities
 from blindai.errors import AccessDenied, ConfigurationError
 from blindai.server.access.accounts import Account
 from blindai.server.access.certificates import Certificates
@@ -35,16 +37,18 @@ if TYPE_CHECKING:
 # Tokens are compared by digest, so only guessing is left: 128 bits are out of reach.
 MIN_TOKEN_CHARACTERS: Final = 16
 _CHANGES: Final = frozenset({Scope.UPLOAD, Scope.DELETE, Scope.ADMIN})
+_LOOK_SECONDS: Final = 1.0
 _REFUSED: Final = "the token that came does not open this"
 
 
 class Access:
-    """Decides about requests. For one event loop; enter it to keep fetched keys up to date.
+    """Decides about requests. For one event loop; enter it to keep keys up to date.
 
     Args:
         token: The operator's: it opens everything, in the operator's namespace.
         rules: What else opens what.
         fetch: Returns what is at an https address, bounded; for key sets.
+        reread: Returns the rules as their files are now; `None`: they never change.
         now: Returns seconds since 1970.
         clock: Returns seconds that never go back.
 
@@ -57,12 +61,14 @@ class Access:
         "_anonymous",
         "_certificates",
         "_digest",
+        "_ended",
         "_key_sets",
         "_keys",
         "_lockout",
         "_now",
         "_open",
         "_operator",
+        "_reread",
         "_rules",
         "_stack",
         "_tokens",
@@ -74,6 +80,7 @@ class Access:
         rules: AccessRules | None = None,
         *,
         fetch: Callable[[str], bytes] | None = None,
+        reread: Callable[[], AccessRules] | None = None,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,6 +89,7 @@ class Access:
             raise ConfigurationError(msg)
         self._digest = hashlib.sha256(token.encode()).digest()
         self._rules = rules = rules or AccessRules()
+        self._reread = reread
         self._now = now
         self._open = rules.open_scopes
         self._anonymous = Principal("anonymous", "", self._open)
@@ -89,17 +97,23 @@ class Access:
         self._accounts = {
             name: Account(quota, clock=clock) for name, quota in rules.tenants.items()
         }
-        self._keys = None if rules.api_keys is None else ApiKeys(rules.api_keys, clock=clock)
+        self._keys = None if rules.api_keys is None else ApiKeys(rules.api_keys)
         self._certificates = Certificates(rules.holders) if rules.holders else None
         issuers = [(issuer, _key_set(issuer, fetch, clock)) for issuer in rules.issuers]
-        self._key_sets = [keys for _, keys in issuers]
+        self._key_sets = {issuer.name: keys for issuer, keys in issuers}
         self._tokens = Tokens(issuers) if issuers else None
         self._lockout = Lockout(clock=clock)
+        self._ended = threading.Event()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        for keys in self._key_sets:
+        for keys in self._key_sets.values():
             self._stack.enter_context(keys)
+        if self._keys is not None:
+            watch = threading.Thread(target=self._watch, args=(self._keys,), name="blindai-keys")
+            watch.start()
+            self._stack.callback(watch.join)
+            self._stack.callback(self._ended.set)
         return self
 
     def __exit__(
@@ -119,6 +133,42 @@ class Access:
         if self._keys is not None:
             self._keys.tell_changes(tell)
 
+    def _watch(self, keys: ApiKeys) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            keys.refresh()
+
+    def read_again(self) -> AccessRules:
+        """Read API keys, keys of JWTs, and authorities of certificates again. Slow: for a thread.
+
+        Returns:
+            The rules as they would be now. API keys and what was fetched count already.
+
+        Raises:
+            ConfigurationError: A file cannot be used.
+        """
+        if self._keys is not None:
+            self._keys.refresh()
+        for keys in self._key_sets.values():
+            keys.refresh()
+        if self._reread is None:
+            return self._rules
+        found = self._reread()
+        for issuer in found.issuers:
+            if issuer.keys is not None:
+                parse_key_set(issuer.keys)
+        if found.client_ca is not None:
+            check_authorities(found.client_ca, found.client_crl)
+        return found
+
+    def adopt(self, rules: AccessRules) -> None:
+        """Go by rules that `read_again` returned."""
+        self._rules = rules
+        for issuer in rules.issuers:
+            if issuer.keys is not None:
+                self._key_sets[issuer.name].replace(parse_key_set(issuer.keys))
+        if self._tokens is not None:
+            self._tokens.forget()
+
     def admit(self, scope: Scope, presented: Presented) -> Principal:
         """Return who asks, if they may.
 
@@ -131,20 +181,19 @@ class Access:
             NotPermitted: It holds, and gives no right to this.
             RateLimited: Too many proofs from this address did not hold.
         """
-        principal = self._identify(presented)
+        token = presented.bearer_token
+        if token is None and self._certificates is None and scope in self._open:
+            return self._anonymous
+        principal = self._identify(token, presented)
         if scope in principal.scopes:
             return principal
         if scope in self._open:
             # What anybody may, they may as anybody.
             return self._anonymous
-        if principal.is_anonymous:
-            msg = f"expected a token to {scope}: Authorization: Bearer TOKEN; came none"
-            raise AccessDenied(msg)
         principal.check(scope)
         return principal
 
-    def _identify(self, presented: Presented) -> Principal:
-        token = presented.bearer_token
+    def _identify(self, token: bytes | None, presented: Presented) -> Principal:
         if token is not None:
             address = presented.peer
             self._lockout.check(address)

@@ -180,6 +180,10 @@ class KeySet:
             self._wanted.set()
         return found
 
+    def replace(self, keys: tuple[VerificationKey, ...]) -> None:
+        """Take these keys instead of the ones before."""
+        self._keys = keys
+
     def refresh(self) -> bool:
         """Fetch the keys once; return whether that worked. Slow: for a thread of its own."""
         if self._fetch is None:

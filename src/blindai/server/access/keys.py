@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import stat
-import time
+import threading
 from datetime import datetime  # noqa: TC003 - msgspec reads the annotations
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +40,6 @@ _TOKEN: Final = re.compile(rb"bk_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 _NAME: Final = re.compile(r"[ -~]{1,80}")
 _MAX_FILE: Final = 8 << 20
 _VERSION: Final = 1
-_LOOK_SECONDS: Final = 1.0
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 # What a key that is not there is compared with: it is the SHA-256 of nothing that is known.
 _NO_DIGEST: Final = secrets.token_hex(32)
@@ -233,27 +232,26 @@ def _changing(path: Path) -> Iterator[dict[str, KeyRecord]]:
 
 
 class ApiKeys:
-    """The API keys of a file, which is read again when it changes. For one event loop.
+    """The API keys of a file.
 
     Args:
         path: Of the file.
-        clock: Returns seconds that never go back.
 
     Raises:
         ConfigurationError: As `load_keys`.
     """
 
-    __slots__ = ("_clock", "_digest", "_keys", "_looked", "_path", "_seen", "_tell")
+    __slots__ = ("_changing", "_digest", "_keys", "_path", "_seen", "_tell")
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._clock = clock
+        # Held by whoever looks, so that what is told is what holds.
+        self._changing = threading.Lock()
         self._tell: Callable[[int, str], None] | None = None
         self._seen = _identity(path)
         content = _read(path)
         self._keys = _parse_file(path, content)
         self._digest = hashlib.sha256(content).hexdigest()
-        self._looked = clock()
 
     def tell_changes(self, tell: Callable[[int, str], None]) -> None:
         """Have somebody told which keys hold, now and after each change.
@@ -265,8 +263,9 @@ class ApiKeys:
         Raises:
             BlindAIError: From `tell`.
         """
-        tell(len(self._keys), self._digest)
-        self._tell = tell
+        with self._changing:
+            tell(len(self._keys), self._digest)
+            self._tell = tell
 
     def find(self, token: bytes, *, now: datetime) -> KeyRecord:
         """Return what is known of a key that was presented.
@@ -274,7 +273,6 @@ class ApiKeys:
         Raises:
             AccessDenied: It is none, or holds no more.
         """
-        self._look()
         match = _TOKEN.fullmatch(token)
         known = None if match is None else self._keys.get(match[1].decode())
         digest = hashlib.sha256(token).hexdigest()
@@ -289,12 +287,15 @@ class ApiKeys:
             raise AccessDenied(msg)
         return known
 
+    def refresh(self) -> None:
+        """Read the file again if it is another; what cannot be read opens nothing.
+
+        The disk may be slow: for a thread.
+        """
+        with self._changing:
+            self._look()
+
     def _look(self) -> None:
-        """Read the file again if it is another; what cannot be read opens nothing."""
-        now = self._clock()
-        if now - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = now
         seen = _identity(self._path)
         if seen is not None and seen == self._seen:
             return

@@ -6,11 +6,12 @@ needs none. What is not among its scopes is refused.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
-from blindai.errors import InvalidInput, NotPermitted
+from blindai.errors import AccessDenied, InvalidInput, NotPermitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +30,9 @@ class Scope(StrEnum):
     DELETE = "delete"
     LIST = "list"
     ADMIN = "admin"
+
+    # An enumeration's own is Python, and is called for each request.
+    __hash__ = str.__hash__
 
 
 ALL_SCOPES: Final = frozenset(Scope)
@@ -57,13 +61,24 @@ class Principal:
         """Whether nothing was proved."""
         return self.kind == "anonymous"
 
+    def counted_run(self) -> contextlib.AbstractContextManager[None]:
+        """Return what counts a run of theirs while its block is entered.
+
+        Entering raises RateLimited: Too many of their tenant's.
+        """
+        return contextlib.nullcontext() if self.account is None else self.account.run()
+
     def check(self, scope: Scope) -> None:
         """Refuse who has no right.
 
         Raises:
+            AccessDenied: Nothing was proved, and the scope is not for everybody.
             NotPermitted: The scope is not among theirs.
         """
         if scope not in self.scopes:
+            if self.is_anonymous:
+                msg = f"expected a token to {scope}: Authorization: Bearer TOKEN; came none"
+                raise AccessDenied(msg)
             msg = f"who you are is clear, and it gives no right to {scope}"
             raise NotPermitted(msg)
 

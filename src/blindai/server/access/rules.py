@@ -121,6 +121,7 @@ class AccessRules:
         client_crl: Lists of revoked client certificates, as PEM.
         holders: Of client certificates.
         tenants: Name → quota. No other tenants exist.
+        files: That certificates and keys were read from, beside `api_keys`.
     """
 
     public: frozenset[str] | None = None
@@ -132,6 +133,7 @@ class AccessRules:
     client_crl: bytes | None = None
     holders: tuple[Holder, ...] = ()
     tenants: Mapping[str, Quota] = field(default_factory=dict)
+    files: tuple[Path, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for name in self.tenants:

@@ -104,6 +104,10 @@ class Tokens:
             self._remembered.popitem(last=False)
         return found
 
+    def forget(self) -> None:
+        """Verify anew what was verified lately: there are other keys."""
+        self._remembered.clear()
+
     def _verify(self, token: bytes, now: float) -> Verified:
         issuer, keys = self._issuer_of(token)
         header = _read_header(token)

@@ -205,8 +205,8 @@ class Call:
 
     def caller(self) -> Caller:
         """Return who calls, as far as that is known."""
-        token = self.head.token
-        digest = b"" if token is None else hashlib.sha256(token).digest()
+        proof = self.head.token or self._wire.client_certificate
+        digest = b"" if proof is None else hashlib.sha256(proof).digest()
         return Caller(digest, self._wire.peer, self._wire)
 
     def start(self) -> None:
@@ -215,14 +215,22 @@ class Call:
         Raises:
             BlindAIError: Why it is refused.
         """
-        if self._method.check is not None:
-            self.who = self._method.check(self)
+        self.admit()
         if self.head.timeout is not None:
             self._deadline = time.monotonic() + self.head.timeout
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.head.timeout, self._expire)
         if self._method.stream is not None:
             self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def admit(self) -> None:
+        """Look at who calls; again with each message of a stream, which may outlast their right.
+
+        Raises:
+            BlindAIError: Why it is refused.
+        """
+        if self._method.check is not None:
+            self.who = self._method.check(self)
 
     def feed(self, data: memoryview) -> None:
         """Take bytes from the client.

@@ -193,6 +193,7 @@ class _Inference:
         """Return the answer to one message of a stream; an error is an answer too."""
         request_id = ""
         try:
+            call.admit()
             envelope = open_envelope(message)
             request_id = envelope.id
             if before is not None and envelope.may_be_step:
