@@ -9,7 +9,7 @@ LOCKS  := client server dev
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help hardware demo test lint format docs images images-test conformance examples notebooks clients bench bench-quick proto lock sbom audit wheel vm vm-lock vm-test clean
+.PHONY: help hardware demo test lint format docs images images-test conformance examples notebooks clients faults fuzz soak bench bench-quick proto lock sbom audit wheel vm vm-lock vm-test clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | sort | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -134,6 +134,29 @@ $(NOTEBOOKS)/.done: requirements/notebooks.txt
 conformance: $(VENV)/.dev ## Run ONNX's own test cases through a server, against onnxruntime in process
 	@$(BIN)/python -m tests.conformance
 
+# The faults that need a small disk need root. ROUNDS: of kill -9.
+faults: $(VENV)/.dev ## Break a server in every way we know; writes docs/reliability.md (half an hour)
+	@$(BIN)/python -m tests.faults --write $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+soak: $(VENV)/.dev ## Mixed load for 30 minutes, or MINUTES; writes docs/reliability.md
+	@$(BIN)/python -m tests.soak --write $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+# A venv of its own: atheris and schemathesis bring much that nothing else needs.
+fuzz: $(VENV)-fuzz/.done ## Fuzz every parser and the HTTP surface; writes docs/reliability.md (40 minutes)
+	@$(VENV)-fuzz/bin/python -m tests.fuzz --write $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+$(VENV)-fuzz/.done: requirements/fuzz.txt pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --clear --python $(PYTHON) $(VENV)-fuzz; \
+	  uv pip install --quiet --python $(VENV)-fuzz/bin/python --require-hashes -r requirements/fuzz.txt; \
+	  uv pip install --quiet --python $(VENV)-fuzz/bin/python --no-deps --no-build-isolation -e .; \
+	else \
+	  $(PYTHON) -m venv --clear $(VENV)-fuzz; \
+	  $(VENV)-fuzz/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt; \
+	  $(VENV)-fuzz/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@
+
 bench: $(VENV)/.bench ## Measure against the raw session and every peer; writes docs/performance.md
 	@$(BIN)/python benchmarks/peers/install.py
 	@$(BIN)/python benchmarks/compare.py
@@ -158,6 +181,7 @@ lock: $(BIN)/uv ## Write requirements/*.txt again, with hashes and without index
 	@$(COMPILE) requirements/clients.in -o requirements/clients.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server --extra tpm -o requirements/vm.txt
 	@$(COMPILE) requirements/vm-build.in -o requirements/vm-build.txt
+	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra server --group dev requirements/fuzz.in -o requirements/fuzz.txt
 	@$(COMPILE) -c requirements/dev.txt pyproject.toml requirements/notebooks.in -o requirements/notebooks.txt
 	@$(COMPILE) -c requirements/dev.txt -c requirements/notebooks.txt pyproject.toml requirements/client-demo.in -o requirements/client-demo.txt
 	@for example in $(dir $(wildcard examples/*/requirements.in)); do \
@@ -196,4 +220,4 @@ vm-test: $(VENV)/.hardware $(BIN)/uv ## Build the image twice, boot it, verify i
 	@BLINDAI_VM_TEST=1 $(BIN)/python -m pytest -q tests/vm $(ARGS)
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(VENV)-audit $(VENV)-build $(CLIENTS) $(NOTEBOOKS) examples/*/.venv examples/*/build build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-fuzz $(VENV)-audit $(VENV)-build $(CLIENTS) $(NOTEBOOKS) examples/*/.venv examples/*/build build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

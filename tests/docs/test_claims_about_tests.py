@@ -55,3 +55,14 @@ def test_every_finding_about_the_old_server_is_listed():
     assert numbers == set(range(1, 13))
     audit = set(re.findall(r"^\| (LOW\d|INFO\d): ", text, re.MULTILINE))
     assert audit == {"LOW1", *(f"INFO{number}" for number in range(1, 8))}
+
+
+@pytest.mark.parametrize("page", ["hardening.md", "reliability.md"])
+def test_named_tests_are_there(page):
+    """A page that points at tests points at files, and at functions in them, that exist."""
+    found = re.findall(r"`(tests/[\w/]+(?:\.py)?)(?:::(\w+))?`", (DOCS / page).read_text())
+    assert len(found) > 5
+    for path, name in found:
+        assert (ROOT / path).exists(), path
+        if name:
+            assert name in functions_of(path), f"{path} has no {name}"

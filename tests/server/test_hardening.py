@@ -93,7 +93,14 @@ def test_what_is_in_force_is_said(attacked):
     """The names of what is in force are the configuration's; what is not is a caveat."""
     found = attacked[0]
     in_force = set(found["in force"])
-    always = {"files", "models-tried-apart", "no-dumps", "no-new-privileges", "system-calls"}
+    always = {
+        "files",
+        "memory",
+        "models-tried-apart",
+        "no-dumps",
+        "no-new-privileges",
+        "system-calls",
+    }
     assert always <= in_force
     assert found["status"]["NoNewPrivs"] == "1"
     assert found["status"]["Seccomp"] == "2"

@@ -1,5 +1,6 @@
 """What a connection may do before any handler sees a request: bytes, time, framing."""
 
+import contextlib
 import socket
 import ssl
 import time
@@ -232,17 +233,40 @@ def test_client_that_takes_no_answer():
             assert status == 200
 
 
-def test_too_many_connections(server):
-    """The one connection too many is told so, and the others go on."""
-    connections = [tls(server) for _ in range(20)]
-    try:
-        with tls(server) as late:
-            assert status_of(late.recv(1000)) == 503
-        connections[0].sendall(LIVE + b"\r\n")
-        assert status_of(connections[0].recv(1000)) == 200
-    finally:
-        for connection in connections:
-            connection.close()
+@pytest.fixture
+def small():
+    """A server of four connections."""
+    with start_server(models={"m": identity()}, max_connections=4) as running:
+        yield running
+
+
+def test_too_many_connections(small):
+    """One too many takes the place of the one that waited longest of those that never asked."""
+    with contextlib.ExitStack() as stack:
+        known, *waiting = (stack.enter_context(tls(small)) for _ in range(4))
+        known.sendall(LIVE + b"\r\n")
+        assert status_of(known.recv(1000)) == 200
+        for number in range(2):
+            late = stack.enter_context(tls(small))
+            late.sendall(LIVE + b"\r\n")
+            assert status_of(late.recv(1000)) == 200
+            assert read_all(waiting[number]) == b""
+        for each in (known, waiting[-1]):
+            each.sendall(LIVE + b"\r\n")
+            assert status_of(each.recv(1000)) == 200
+
+
+def test_too_many_requests_at_once(small):
+    """Where all connections are at work, the one too many is told so, and the others go on."""
+    with contextlib.ExitStack() as stack:
+        busy = [stack.enter_context(tls(small)) for _ in range(4)]
+        for each in busy:
+            each.sendall(INFER + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n")
+            assert status_of(each.recv(1000)) == 100
+        late = stack.enter_context(tls(small))
+        assert status_of(late.recv(1000)) == 503
+        busy[0].sendall(b"not JSON.")
+        assert status_of(busy[0].recv(1000)) == 400
 
 
 def test_tls_1_2_is_refused(server):

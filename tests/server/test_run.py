@@ -1,5 +1,6 @@
 """A server starts whole or says why not, and ends in order."""
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from contextlib import closing
 from datetime import timedelta
 
 import pytest
+from onnx import TensorProto, helper
 
 from blindai.attestation.model import Platform
 from blindai.attesters.simulation import SimulationAttester
@@ -20,7 +22,7 @@ from blindai.server.auth import Access, generate_token
 from blindai.server.config import ServerConfig
 from blindai.server.run import serve
 from blindai.testing.server import start_server
-from tests.inference.models import add, identity, slow
+from tests.inference.models import add, identity, model, slow, value
 from tests.server.talk import ask, connect, infer_body, request, tcp, tls
 from tests.server.test_service import SLOW, slow_body
 
@@ -130,6 +132,33 @@ def test_signal_stops_what_takes_too_long(launch):
     assert time.monotonic() - began < 10
     running.join()
     assert (replies[0].status, replies[0].error) == (503, "Overloaded")
+
+
+def test_signal_ends_what_cannot_be_stopped(launch, models):
+    """One operator that runs for long stops for nobody; its client is told, and exit is 0."""
+    (models / "stuck.onnx").write_bytes(one_long_operator())
+    server = launch(grace=0.5)
+    with closing(connect(server)) as connection:
+        size = {"name": "x", "datatype": "INT64", "shape": [2], "data": [9000, 9000]}
+        body = json.dumps({"inputs": [size], "parameters": {"timeout": 4_000_000}})
+        assert ask(connection, "POST", "/v2/models/stuck/infer", body).status == 504
+        began = time.monotonic()
+        server.process.terminate()
+        assert "run_does_not_end" in server.end()
+        assert time.monotonic() - began < 20
+
+
+def one_long_operator() -> bytes:
+    """Return a product of matrices as large as the input says: half a minute for 9,000 each way."""
+    zero = helper.make_tensor("zero", TensorProto.DOUBLE, [1], [0.0])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["x"], ["zeros"], value=zero),
+        helper.make_node("MatMul", ["zeros", "zeros"], ["product"]),
+        helper.make_node("ReduceMax", ["product"], ["y"], keepdims=0),
+    ]
+    inputs = [value("x", TensorProto.INT64, [2])]
+    outputs = [value("y", TensorProto.DOUBLE, [])]
+    return model(nodes, inputs, outputs).SerializeToString()
 
 
 def test_signal_ends_a_stalled_upload(launch):

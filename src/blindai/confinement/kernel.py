@@ -1,6 +1,6 @@
-"""What a process may ask the kernel for itself: no dumps, no new privileges, no swap.
+"""What a process may ask the kernel for itself: no dumps, no new privileges, no swap, no excess.
 
-Specification: prctl(2), mlockall(2), core(5).
+Specification: prctl(2), mlockall(2), core(5), getrlimit(2); cgroups v2 and v1 (memory.max).
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import errno
 import os
 import resource
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from blindai.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -24,6 +27,9 @@ _MCL_FUTURE: Final = 2
 _MCL_ONFAULT: Final = 4
 _CAP_IPC_LOCK: Final = 14
 _SELF: Final = Path("/proc/self")
+# Where nothing says how much there is.
+_UNKNOWN: Final = 4 << 30
+_KIB: Final = 1024
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -103,6 +109,36 @@ def lock_memory() -> None:
         raise ConfigurationError(msg) from error
 
 
+def machine_memory(root: Path = Path("/")) -> int:
+    """Return how many bytes of memory there are: the machine's, or less where a container has less.
+
+    Args:
+        root: Of the file system.
+    """
+    limits = [_machine(root), *_control_groups(root)]
+    known = [limit for limit in limits if limit is not None]
+    return min(known, default=_UNKNOWN)
+
+
+def limit_memory(size: int) -> None:
+    """Let an allocation fail, and with it one request, before the kernel kills the whole process.
+
+    Args:
+        size: Bytes that this process may have for itself: models, runs and bodies together.
+
+    Raises:
+        ConfigurationError: The kernel refuses.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        size = min(size, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    except (OSError, ValueError) as error:
+        msg = f"memory cannot be limited to {size} bytes: {error}"
+        raise ConfigurationError(msg) from error
+
+
 def die_with_parent(parent: int) -> None:
     """Be killed when the thread that started this process ends.
 
@@ -140,3 +176,36 @@ def _may_lock() -> bool:
         return False
     line = next((line for line in status.splitlines() if line.startswith("CapEff:")), "CapEff: 0")
     return bool(int(line.split()[1], 16) >> _CAP_IPC_LOCK & 1)
+
+
+def _machine(root: Path) -> int | None:
+    for line in _read(root / "proc/meminfo").splitlines():
+        name, _, value = line.partition(":")
+        number = value.strip().partition(" ")[0]
+        if name == "MemTotal" and number.isdecimal():
+            return int(number) * _KIB
+    return None
+
+
+def _control_groups(root: Path) -> Iterator[int | None]:
+    """Yield what the groups of this process, and those above them, may have."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not controllers:
+            base, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = base / path.lstrip("/")
+        # In a container its own group is the root of what it sees, whatever the path says.
+        for folder in {base, group, *(each for each in group.parents if base in each.parents)}:
+            text = _read(folder / name).strip()
+            yield int(text) if text.isdecimal() and int(text) > 0 else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("ascii", "replace")
+    except OSError:
+        return ""

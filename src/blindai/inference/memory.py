@@ -3,8 +3,6 @@
 Always true: what does not fit is refused before there is memory for it, and models that can come
 back from elsewhere make room first, the one that ran longest ago before the others. What a run
 takes for itself is not known before it runs: the budget is what is left for everything else.
-
-Specification: Linux, Documentation/admin-guide/cgroup-v2.rst (memory.max), and cgroup-v1.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from blindai.confinement.kernel import machine_memory
 from blindai.errors import Overloaded
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ FILE_COST: Final = 1
 LOADED_COST: Final = 2
 # Of the machine's memory; the rest is for runs.
 _SHARE: Final = 0.75
-# Where the system says nothing.
-_UNKNOWN: Final = 4 << 30
-_KIB: Final = 1024
 
 
 class Restable(Protocol):
@@ -185,39 +181,4 @@ def default_budget(root: Path = Path("/")) -> int:
     Args:
         root: Of the file system.
     """
-    limits = [_machine(root), *_control_groups(root)]
-    known = [limit for limit in limits if limit is not None]
-    return int(min(known, default=_UNKNOWN) * _SHARE)
-
-
-def _machine(root: Path) -> int | None:
-    for line in _read(root / "proc/meminfo").splitlines():
-        name, _, value = line.partition(":")
-        number = value.strip().partition(" ")[0]
-        if name == "MemTotal" and number.isdecimal():
-            return int(number) * _KIB
-    return None
-
-
-def _control_groups(root: Path) -> Iterator[int | None]:
-    """Yield what the groups of this process, and those above them, may have."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if not controllers:
-            base, name = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        group = base / path.lstrip("/")
-        # In a container its own group is the root of what it sees, whatever the path says.
-        for folder in {base, group, *(each for each in group.parents if base in each.parents)}:
-            text = _read(folder / name).strip()
-            yield int(text) if text.isdecimal() and int(text) > 0 else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("ascii", "replace")
-    except OSError:
-        return ""
+    return int(machine_memory(root) * _SHARE)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from blindai.inference.options import Form
 
 MAX_MESSAGE: Final = 8192
+TRIAL_PREFIX: Final = "blindai-trial-"
 _MAX_REASON: Final = 1000
 # For all runs of random inputs.
 _RUN_SECONDS: Final = 2.0
@@ -107,7 +108,7 @@ def _try_model(request: dict[str, Any], model: int) -> dict[str, Any]:
     """Let a child load the model, and return what became of it."""
     base = _resident()
     read_end, write_end = os.pipe()
-    folder = Path(tempfile.mkdtemp(prefix="blindai-trial-", dir=_memory_folder()))
+    folder = Path(tempfile.mkdtemp(prefix=TRIAL_PREFIX, dir=_memory_folder()))
     try:
         child = os.fork()
         if not child:
@@ -170,18 +171,24 @@ def _give_up_all_but(
     # The kernel kills this process first, and not the server, where memory ends.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_BAD_OOM)
-    data = _data_bytes() + memory
-    resource.setrlimit(resource.RLIMIT_DATA, (data, data))
-    limit = int(seconds) * max(1, len(os.sched_getaffinity(0))) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_FILES, _MAX_FILES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
+    _limit(resource.RLIMIT_DATA, _data_bytes() + memory)
+    _limit(resource.RLIMIT_CPU, int(seconds) * max(1, len(os.sched_getaffinity(0))) + 1)
+    _limit(resource.RLIMIT_NOFILE, _MAX_FILES)
+    _limit(resource.RLIMIT_FSIZE, _MAX_FILE_BYTES)
     if landlock_version():
         readable = [Allowed(each, READ) for each in (*python_folders(), *MACHINE_FILES)]
         restrict_files([*readable, Allowed(model, READ), Allowed(folder, WRITE)])
     jit = any(form.engine == "openvino" for form in forms)
     calls = (*FILES, *MEMORY, *WAITING, *PROCESS)
     restrict_system_calls(calls, model_rules(jit=jit), jit=jit)
+
+
+def _limit(kind: int, most: int) -> None:
+    """Limit a resource for good, unless the operator has limited it further."""
+    _, hard = resource.getrlimit(kind)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(kind, (most, most))
 
 
 def _load(model: int, folder: Path, options: LoadOptions, forms: tuple[Form, ...]) -> None:

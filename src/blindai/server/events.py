@@ -37,6 +37,7 @@ EVENTS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "ready": _fields("platform simulated address public_address models"),
         "new_keys": _fields("not_after"),
         "stopping": _fields("running"),
+        "run_does_not_end": _fields("running"),
         "stopped": _fields(),
         "model_loaded": _fields("sha256 size"),
         "model_deleted": _fields("models"),

@@ -17,7 +17,6 @@ import encodings.idna  # noqa: F401 - looked up by name, later
 import importlib
 import importlib.util
 import re
-import resource
 import socket
 import sys
 from dataclasses import dataclass, replace
@@ -31,7 +30,9 @@ from blindai.attesters.sev_guest import SNP_GET_DERIVED_KEY
 from blindai.confinement.kernel import (
     forbid_dumps,
     forbid_new_privileges,
+    limit_memory,
     lock_memory,
+    machine_memory,
     threads,
 )
 from blindai.confinement.landlock import (
@@ -55,7 +56,7 @@ from blindai.errors import ConfigurationError
 from blindai.inference.sandbox import Sandbox, TrialLimits
 from blindai.inference.sandboxed import MACHINE_FILES, python_folders
 from blindai.server.audit import make_file
-from blindai.server.run import store_folder
+from blindai.server.store_folder import store_folder
 from blindai.server.tracing import port_of
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def confined(
         ports += [] if config.otlp_endpoint is None else [port_of(config.otlp_endpoint)]
         measures: tuple[tuple[str, Callable[[], object]], ...] = (
             ("locked-memory", lock_memory),
+            ("memory", lambda: limit_memory(machine_memory() // 10 * 9)),
             ("files", lambda: _restrict_files(config, ports, tcti)),
             ("system-calls", lambda: _restrict_calls(jit=jit)),
         )
@@ -160,22 +162,6 @@ def confined(
         yield Confinement(
             replace(config, confinement=tuple(sorted(in_force))), sandbox, tuple(caveats)
         )
-
-
-def limit_memory(size: int) -> None:
-    """Let allocations fail, and with them one request, before the whole process is killed.
-
-    Args:
-        size: Bytes that this process may have for itself: models, runs and bodies together.
-
-    Raises:
-        ConfigurationError: The kernel refuses.
-    """
-    try:
-        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
-    except (OSError, ValueError) as error:
-        msg = f"memory cannot be limited to {size} bytes: {error}"
-        raise ConfigurationError(msg) from error
 
 
 def _load_libraries() -> None:

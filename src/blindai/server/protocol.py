@@ -98,6 +98,7 @@ class BoundedProtocol(asyncio.BufferedProtocol):
         # The message that is being received.
         self._headers_since: float | None = now
         self._idle_since: float | None = None
+        self._has_asked = False
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._repeated: list[bytes] = []
@@ -122,11 +123,11 @@ class BoundedProtocol(asyncio.BufferedProtocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin, unless there are too many connections already."""
+        """Begin, unless there are too many connections already that are at work."""
         self.transport = transport
         transport.set_write_buffer_limits(_HIGH_WATER)
         self._port.connections.add(self)
-        if len(self._port.connections) > self._limits.max_connections:
+        if len(self._port.connections) > self._limits.max_connections and not self._make_room():
             error = Overloaded("the server has as many connections as it accepts")
             self._refuse(error, HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -168,6 +169,20 @@ class BoundedProtocol(asyncio.BufferedProtocol):
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
+
+    def _make_room(self) -> bool:
+        """End the connection that has waited longest for its client, if one waits.
+
+        Those who never asked for anything go first: so whoever opens connections to keep others
+        out keeps out their own.
+        """
+        waiting = [each for each in self._port.connections if each is not self and each.waits]
+        if not waiting:
+            return False
+        longest = min(waiting, key=lambda each: each.seniority)
+        self._port.connections.discard(longest)
+        longest.abort()
+        return True
 
     # What the parser calls.
 
@@ -298,6 +313,7 @@ class BoundedProtocol(asyncio.BufferedProtocol):
         if exchange is not self._current:
             return
         self._current = None
+        self._has_asked = True
         if not exchange.keep_alive or exchange.more_body:
             self.transport.close()
         elif not self.transport.is_closing():
@@ -311,7 +327,23 @@ class BoundedProtocol(asyncio.BufferedProtocol):
         """End at once."""
         self.transport.abort()
 
-    # What the listener calls.
+    # What the listener and other connections call.
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is the client that has to say something, and a connection that goes on."""
+        return (
+            self._current is None
+            and self._incoming is None
+            and self._refused_at is None
+            and not self.transport.is_closing()
+        )
+
+    @property
+    def seniority(self) -> tuple[bool, float]:
+        """Whether it ever asked, and since when it waits: the least of them goes first."""
+        since = self._idle_since if self._headers_since is None else self._headers_since
+        return self._has_asked, 0.0 if since is None else since
 
     def shutdown(self) -> None:
         """Close after the answer under way, or now."""

@@ -11,15 +11,12 @@ import asyncio
 import contextlib
 import os
 import resource
-import shutil
 import signal
-import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import uvloop
@@ -47,12 +44,14 @@ from blindai.server.public import About, public_app, service_report
 from blindai.server.sealing import IN_MEMORY_ONLY, SealedModels, sealed_folder
 from blindai.server.service import Service, State
 from blindai.server.statistics import operator_statistics
+from blindai.server.store_folder import store_folder
 from blindai.server.telemetry import Telemetry
 from blindai.server.tracing import Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import timedelta
+    from pathlib import Path
 
     from blindai.attesters import Attester
     from blindai.inference.sandbox import Sandbox
@@ -62,11 +61,12 @@ if TYPE_CHECKING:
     from blindai.server.otlp import OtlpSink
     from blindai.server.protocol import BoundedProtocol
 
-_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
-# Containers often have 64 MiB there, which is no room for models.
-_ENOUGH_MEMORY: Final = 1 << 30
 _HOUR: Final = 3600.0
+# Models, libraries, devices; connections that are not through TLS's handshake.
+_OTHER_FILES: Final = 1024
 _STOP_SECONDS: Final = 2.0
+# For threads to end after the last answer.
+_LAST_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,7 @@ def run(
     """
     # A core dump would put keys and data on the operator's disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _allow_files(config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(
             serve(
@@ -123,8 +124,19 @@ def run(
                 on_ready=on_ready,
                 sandbox=sandbox,
                 telemetry=telemetry,
+                alone=True,
             )
         )
+
+
+def _allow_files(config: ServerConfig) -> None:
+    """Let this process have the files that its connections are, as far as the operator allows."""
+    needed = 3 * config.limits.max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 async def serve(
@@ -137,6 +149,7 @@ async def serve(
     reload: asyncio.Event | None = None,
     sandbox: Sandbox | None = None,
     telemetry: Telemetry | None = None,
+    alone: bool = False,
 ) -> None:
     """Serve until `stop` is set; in the main thread also until SIGTERM or SIGINT.
 
@@ -149,6 +162,7 @@ async def serve(
         reload: Has it read again what proofs are checked with; in the main thread SIGHUP, too.
         sandbox: Tries each model before it is loaded here.
         telemetry: Sends reports; `None`: nothing does.
+        alone: The process does nothing else: it ends even if a run does not.
 
     Raises:
         ConfigurationError: A port, a folder or the attester cannot be used.
@@ -178,7 +192,7 @@ async def serve(
         bodies = ByteBudget(
             config.limits.max_bodies_bytes, service.memory, make_room=service.make_room
         )
-        stack.callback(service.close)
+        stack.callback(_end_in_time if alone else Service.close, service)
         stack.enter_context(_signals(stop, reload))
         attesting = stack.enter_context(ThreadPoolExecutor(1, "blindai-attest"))
         attested, public = (Listener(each, config.limits) for each in sockets[:2])
@@ -428,6 +442,25 @@ class _Server:
         log_event("stopped")
 
 
+def _end_in_time(service: Service) -> None:
+    """Close the service; end the process if an operator of a model does not let go of a thread.
+
+    Everybody was answered by now, and what is sealed is whole at any time.
+    """
+
+    def leave() -> None:
+        try:
+            log_event("run_does_not_end", level="error", running=service.running)
+        finally:
+            os._exit(0)
+
+    patience = threading.Timer(_LAST_SECONDS, leave)
+    patience.daemon = True
+    patience.start()
+    service.close()
+    patience.cancel()
+
+
 async def _finish(listeners: Sequence[Listener | GrpcListener], seconds: float) -> bool:
     """Wait for what runs; return whether all of it ended in time."""
     return all(await asyncio.gather(*(listener.finish(seconds) for listener in listeners)))
@@ -484,33 +517,6 @@ def _open_service(
         for name, q in config.access.tenants.items()
     }
     return Service(store, config, tenants, audit=audit, tracing=tracing, memory=memory)
-
-
-@contextlib.contextmanager
-def store_folder(config: ServerConfig) -> Iterator[Path]:
-    """Yield the folder for the models' files; remove it at the end if it is ours.
-
-    Raises:
-        ConfigurationError: There is no memory for it.
-    """
-    if config.store is not None:
-        yield config.store
-        return
-    parent = None
-    if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
-        status = os.statvfs(_MEMORY)
-        parent = _MEMORY if status.f_bavail * status.f_frsize >= _ENOUGH_MEMORY else None
-    if parent is None and config.platform is not Platform.SIMULATION:
-        msg = (
-            f"no folder in memory for the models' files: {_MEMORY} is missing or smaller than "
-            f"{_ENOUGH_MEMORY >> 30} GiB; set store to memory, or to storage that the TEE encrypts"
-        )
-        raise ConfigurationError(msg)
-    folder = Path(tempfile.mkdtemp(prefix="blindai-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

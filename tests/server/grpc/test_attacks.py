@@ -412,18 +412,26 @@ def test_idle_peer_is_asked():
 
 
 def test_too_many_connections():
-    """One connection too many is closed; those before it go on."""
+    """One too many takes the place of the one that waits longest, and is closed if none waits."""
     with (
         start_server(models={"m": identity()}, max_connections=2) as strict,
         contextlib.ExitStack() as stack,
     ):
-        first, second = (stack.enter_context(peer(strict)).open() for _ in range(2))
-        for each in (first, second):
-            each.call(1, message(b""), fields=headers(LIVE))
-            assert each.answer(1)[1]["grpc-status"] == "0"
+        waiting, busy = (stack.enter_context(peer(strict)).open() for _ in range(2))
+        busy.call(1, message(b""), fields=headers(LIVE))
+        assert busy.answer(1)[1]["grpc-status"] == "0"
+        late = stack.enter_context(peer(strict)).open()
+        assert waiting.until(-1) is None
+        for each, stream in ((late, 1), (busy, 3)):
+            each.call(stream, message(b""), fields=headers(LIVE))
+            assert each.answer(stream)[1]["grpc-status"] == "0"
+        for each in (late, busy):  # a message that never ends
+            each.call(5, b"\0\0\0\0\x09", ends=False)
+            each.send(frames.frame(frames.PING, 0, 0, bytes(8)))
+            assert each.until(frames.PING, ack=True)
         assert stack.enter_context(peer(strict)).until(-1) is None
-        first.call(3, message(b""), fields=headers(LIVE))
-        assert first.answer(3)[1]["grpc-status"] == "0"
+        late.call(7, message(b""), fields=headers(LIVE))
+        assert late.answer(7)[1]["grpc-status"] == "0"
 
 
 def test_limit_of_a_message():

@@ -3,6 +3,7 @@
 import asyncio
 
 import hpack
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -181,3 +182,21 @@ def answer_of(sent, stream):
         if number == stream and kind == frames.HEADERS and flags & frames.END_STREAM:
             return data
     return None
+
+
+@pytest.mark.parametrize("path", [ECHO, STREAM])
+def test_what_ends_before_it_began_gives_its_room_back(path):
+    """A call that is taken back in the same packet, before its work began, holds nothing."""
+
+    async def example():
+        session = Session()
+        block = hpack.Encoder().encode(headers(path))
+        call = frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block)
+        call += frames.frame(frames.DATA, frames.END_STREAM, 1, message(b"x" * 1000))
+        session.feed(BEGINNING + call + frames.reset_frame(1, frames.Code.CANCEL))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert session.budget.used == 0
+        await session.end()
+
+    run(example())

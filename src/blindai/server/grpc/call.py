@@ -221,7 +221,7 @@ class Call:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.head.timeout, self._expire)
         if self._method.stream is not None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._begin()
 
     def admit(self) -> None:
         """Look at who calls; again with each message of a stream, which may outlast their right.
@@ -281,7 +281,7 @@ class Call:
         if not self._messages:
             msg = "expected one message, came none"
             raise InvalidInput(msg)
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._begin()
 
     async def messages(self) -> AsyncIterator[Message]:
         """Yield the client's messages as they come, until it has said all.
@@ -370,6 +370,11 @@ class Call:
         else:
             self._task.cancel()
 
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        # And not in `_run`: what is cancelled before it runs never gets there.
+        self._task.add_done_callback(lambda _: self._release())
+
     async def _run(self) -> None:
         status = OK
         try:
@@ -382,8 +387,6 @@ class Call:
             status = status_of(error)
         except Exception as error:  # noqa: BLE001 - the client gets an answer, the log a place
             status = _internal_error(error)
-        finally:
-            self._release()
         self.finish(status)
 
     async def _plain(self, flag: int, message: Message) -> Message:

@@ -137,6 +137,11 @@ class Connection(asyncio.BufferedProtocol):
         """Whether there are calls, or answers on their way."""
         return bool(self._calls) or self._out.unsent > 0
 
+    @property
+    def seniority(self) -> tuple[bool, float]:
+        """Whether it ever called, and when it last spoke: the least of them goes first."""
+        return self._last_stream > 0, self._received_at
+
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -144,8 +149,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         tls: Any = transport.get_extra_info("ssl_object")
         connections = self._port.connections
-        if len(connections) >= self._port.limits.max_connections or (
-            tls is not None and tls.selected_alpn_protocol() != "h2"
+        if (tls is not None and tls.selected_alpn_protocol() != "h2") or (
+            len(connections) >= self._port.limits.max_connections and not self._make_room()
         ):
             self._transport.abort()
             return
@@ -160,6 +165,16 @@ class Connection(asyncio.BufferedProtocol):
         # What all streams hold is bounded by the budget, so the window of all is no limit.
         room = frames.window_frame(0, frames.MAX_WINDOW - frames.DEFAULT_WINDOW)
         self._out.write(frames.settings_frame(settings) + room)
+
+    def _make_room(self) -> bool:
+        """End the connection that has waited longest for its client; see `BoundedProtocol`."""
+        waiting = [each for each in self._port.connections if not each.is_busy]
+        if not waiting:
+            return False
+        longest = min(waiting, key=lambda each: each.seniority)
+        self._port.connections.discard(longest)
+        longest.abort()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """End all work."""
