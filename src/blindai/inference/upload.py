@@ -167,4 +167,4 @@ class Upload:
 
 def no_room(error: OSError) -> Overloaded:
     """Return the error of a disk that takes no more."""
-    return Overloaded(f"no room for the model: {error.strerror}", retry_after=30.0)
+    return Overloaded(f"the model's file cannot be written: {error.strerror}", retry_after=30.0)
