@@ -94,7 +94,15 @@ def main() -> None:
     seconds = options.seconds or 0.5
     only = options.only.split(",") if options.only else list(QUICK if options.quick else WORKLOADS)
     print(machine(), flush=True)
-    rows, left_out = [], []
+    partial = options.quick or options.only or options.systems
+    document = {
+        "machine": machine(),
+        "versions": versions(),
+        "rounds": rounds,
+        "rows": [],
+        "left_out": [],
+        "lifecycle": measure_lifecycle(quick=options.quick),
+    }
     for workload in only:
         make, names, connections = WORKLOADS[workload]
         if options.quick and workload in QUICK:
@@ -102,22 +110,14 @@ def main() -> None:
         if options.systems:
             names = [name for name in names if name in options.systems.split(",")]
         found, missing = compare(workload, make, names, connections, rounds, seconds)
-        rows += found
-        left_out += missing
-    document = {
-        "machine": machine(),
-        "versions": versions(),
-        "rounds": rounds,
-        "rows": rows,
-        "left_out": left_out,
-        "lifecycle": measure_lifecycle(quick=options.quick),
-    }
-    partial = options.quick or options.only or options.systems
+        document["rows"] += found
+        document["left_out"] += missing
+        if options.keep or not partial:
+            # Each time: a run takes long, and may be ended.
+            RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+            table.write(document)
     if partial and not options.keep:
         print(table.render(document))
-        return
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
-    table.write(document)
 
 
 def compare(workload, make, names, connections, rounds, seconds):
