@@ -19,7 +19,6 @@ WIDTH = 200
 CONNECTIONS = 1000
 PIPELINED = 10
 # Of `blindai.server.config.Limits`.
-MAX_CONNECTIONS = 1024
 MAX_QUEUE = 256
 _MEBIBYTE = 1 << 20
 
@@ -134,25 +133,3 @@ async def test_ten_thousand_requests_at_once(server):
     assert grown < 100, f"{grown:.0f} MiB"
     reply = await asyncio.to_thread(request, server, "GET", "/v2/models/slow")
     assert reply.status == 200
-
-
-@pytest.mark.slow
-async def test_more_connections_than_there_may_be(server):
-    """The connections beyond the bound are told 503 and when to come back, the others served."""
-    flood = Flood(server.address)
-    refused: list[tuple[int, str | None]] = []
-
-    async def one_too_many() -> None:
-        host, port = server.address.rsplit(":", 1)
-        reader, writer = await asyncio.open_connection(host, int(port), ssl=unverified_context())
-        refused.append(await answer(reader))
-        writer.transport.abort()
-
-    try:
-        await flood.connect(MAX_CONNECTIONS)
-        await asyncio.gather(*(one_too_many() for _ in range(20)))
-        await flood.send(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n", 1)
-    finally:
-        await flood.close()
-    assert refused == [(503, "1")] * 20
-    assert flood.answers == {200: MAX_CONNECTIONS}
