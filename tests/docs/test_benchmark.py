@@ -41,3 +41,10 @@ def test_starts(name):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
+
+
+def test_the_page_has_the_results():
+    """The tables of docs/performance.md are those of the run that is in results.json."""
+    command = [sys.executable, ROOT / "benchmarks" / "table.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
