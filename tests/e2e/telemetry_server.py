@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blindai.attesters import create_attester
 from blindai.endorsements import HttpsGet
-from blindai.server.auth import Access, generate_token
+from blindai.server.access import Access, generate_token
 from blindai.server.config import ServerConfig
 from blindai.server.hardening import confined
 from blindai.server.run import run

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blindai.errors import AccessDenied, ConfigurationError
-from blindai.server.auth import Access, AccessRules, Scope, generate_token
+from blindai.server.access import Access, AccessRules, Scope, generate_token
 from tests.server.access.shown import Shown
 
 TOKEN = generate_token()

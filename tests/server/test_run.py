@@ -18,7 +18,7 @@ from blindai.attestation.model import Platform
 from blindai.attesters.simulation import SimulationAttester
 from blindai.channel.tls import unverified_context
 from blindai.errors import ConfigurationError, InvalidModel
-from blindai.server.auth import Access, generate_token
+from blindai.server.access import Access, generate_token
 from blindai.server.config import ServerConfig
 from blindai.server.run import serve
 from blindai.testing.server import start_server
@@ -32,7 +32,7 @@ from datetime import timedelta
 from pathlib import Path
 from blindai.attestation.model import Platform
 from blindai.attesters.simulation import SimulationAttester
-from blindai.server.auth import Access
+from blindai.server.access import Access
 from blindai.server.config import Limits, ServerConfig
 from blindai.server.run import run
 

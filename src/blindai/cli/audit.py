@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from blindai.audit import verify_audit_log
-from blindai.cli.options import Target, json_option
+from blindai.cli.options import json_option, load_policy, policy_options
 from blindai.cli.verify import error_to_json, print_steps, result_to_json
 from blindai.errors import AttestationError, ConfigurationError
 
@@ -29,17 +29,7 @@ def audit() -> None:
 
 @audit.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--policy", type=click.Path(), help="Policy file: what may have written it (TOML).")
-@click.option(
-    "--policy-key",
-    type=click.Path(path_type=Path),
-    help="Ed25519 public key (PEM) that has to have signed the policy (FILE.sig).",
-)
-@click.option(
-    "--simulation",
-    is_flag=True,
-    help="Accept a server that no hardware protected. For tests only.",
-)
+@policy_options
 @click.option(
     "--head",
     metavar="SHA256",
@@ -60,8 +50,7 @@ def verify(
     Names the first line that differs and exits with 3. Lines that were taken away at the end
     leave a log that is whole: keep the head that is printed, and pass it as --head next time.
     """
-    # Only what it says to accept is looked at: there is no server to talk to.
-    accepted = Target("", policy, policy_key, simulation, proxy=None, timeout=1.0).load_policy()
+    accepted = load_policy(policy, policy_key, simulation=simulation)
     match = None if head is None else _DIGEST.fullmatch(head.lower())
     if head is not None and match is None:
         msg = "--head: expected a SHA-256 in hexadecimal"

@@ -86,16 +86,16 @@ def load(config_file: Path | None, flags: dict[str, object] | None = None) -> Ef
 
 def fetch_keys(url: str) -> bytes:
     """Return the key set at an https address; bounded, and no redirect is followed."""
-    from blindai.endorsements import HttpsGet, Kind, Request  # noqa: PLC0415 - when it is needed
+    from blindai.endorsements import HttpsGet  # noqa: PLC0415 - when it is needed
     from blindai.server.access.jwks import MAX_SET_BYTES  # noqa: PLC0415 - an extra
 
-    return HttpsGet(max_bytes=MAX_SET_BYTES)(Request(url, Kind.CERTIFICATES)).body
+    return HttpsGet(max_bytes=MAX_SET_BYTES).get(url).body
 
 
 def _check(effective: Effective) -> bytes:
     """Return the digest of a configuration that could be used."""
     from blindai.channel.tls import check_authorities  # noqa: PLC0415
-    from blindai.server.auth import Access, generate_token  # noqa: PLC0415
+    from blindai.server.access import Access, generate_token  # noqa: PLC0415
     from blindai.server.settings import server_config  # noqa: PLC0415
 
     settings = effective.settings

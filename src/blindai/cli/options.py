@@ -59,32 +59,54 @@ class Target:
             ConfigurationError: If they contradict each other.
             PolicyError: If the policy cannot be used, or is not signed by the key given.
         """
-        if self.policy is None and self.policy_key is not None:
-            msg = "--policy-key says who has to have signed the policy: give --policy too"
-            raise ConfigurationError(msg)
-        if self.policy is None:
-            return blindai.Policy.simulation() if self.simulation else None
-        if self.simulation:
-            msg = "--simulation is a policy of its own: give either it or --policy"
-            raise ConfigurationError(msg)
-        signed_by = load_public_key(self.policy_key) if self.policy_key else None
-        return blindai.Policy.load(self.policy, signed_by=signed_by)
+        return load_policy(self.policy, self.policy_key, simulation=self.simulation)
+
+
+def load_policy(
+    policy: str | None, policy_key: Path | None, *, simulation: bool
+) -> blindai.Policy | None:
+    """Return the policy that the options of `policy_options` name; `None` where they name none.
+
+    Raises:
+        ConfigurationError: Options that contradict each other.
+        PolicyError: If the policy cannot be used, or is not signed by the key given.
+    """
+    if policy is None and policy_key is not None:
+        msg = "--policy-key says who has to have signed the policy: give --policy too"
+        raise ConfigurationError(msg)
+    if policy is None:
+        return blindai.Policy.simulation() if simulation else None
+    if simulation:
+        msg = "--simulation is a policy of its own: give either it or --policy"
+        raise ConfigurationError(msg)
+    signed_by = load_public_key(policy_key) if policy_key else None
+    return blindai.Policy.load(policy, signed_by=signed_by)
+
+
+def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what to accept: `policy`, `policy_key` and `simulation`."""
+    options = (
+        click.option("--policy", type=click.Path(), help="Policy file: what to accept (TOML)."),
+        click.option(
+            "--policy-key",
+            type=click.Path(path_type=Path),
+            help="Ed25519 public key (PEM) that has to have signed the policy (FILE.sig).",
+        ),
+        click.option(
+            "--simulation",
+            is_flag=True,
+            help="Accept a server that no hardware protects. For tests only.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what to accept, and pass them on as one `target`."""
 
-    @click.option("--policy", type=click.Path(), help="Policy file: what to accept (TOML).")
-    @click.option(
-        "--policy-key",
-        type=click.Path(path_type=Path),
-        help="Ed25519 public key (PEM) that has to have signed the policy (FILE.sig).",
-    )
-    @click.option(
-        "--simulation",
-        is_flag=True,
-        help="Accept a server that no hardware protects. For tests only.",
-    )
+    @policy_options
     @click.option("--proxy", metavar="URL", help="HTTP proxy to go through (CONNECT).")
     @click.option(
         "--timeout",

@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from blindai.channel.receipt_file import ReceiptFile
-from blindai.cli.options import Target, json_option
+from blindai.cli.options import json_option, load_policy, policy_options
 from blindai.cli.verify import error_to_json, print_steps, result_to_json
 from blindai.errors import AttestationError, ConfigurationError
 from blindai.receipt import verify_receipt
@@ -19,7 +19,6 @@ from blindai.receipt import verify_receipt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from blindai.attestation.policy import Policy
     from blindai.channel.statement import Statement, TensorDigest
     from blindai.receipt import ReceiptResult
 
@@ -34,17 +33,7 @@ def receipt() -> None:
 
 @receipt.command()
 @click.argument("file", type=_FILE)
-@click.option("--policy", type=click.Path(), help="Policy file: what to accept (TOML).")
-@click.option(
-    "--policy-key",
-    type=_FILE,
-    help="Ed25519 public key (PEM) that has to have signed the policy (FILE.sig).",
-)
-@click.option(
-    "--simulation",
-    is_flag=True,
-    help="Accept a server that no hardware protected. For tests only.",
-)
+@policy_options
 @click.option("--index", type=int, help="Which receipt of the file, from 0; by default all.")
 @click.option(
     "--input",
@@ -83,7 +72,10 @@ def verify(
     Evidence and endorsements are verified as of the receipt's time. That is the server's
     clock, inside the TEE. Exit code 0 where all is as stated, 3 where anything differs.
     """
-    accepted = _load_policy(policy, policy_key, simulation=simulation)
+    accepted = load_policy(policy, policy_key, simulation=simulation)
+    if accepted is None:
+        msg = "receipt verify: say what to accept with --policy FILE or --simulation"
+        raise ConfigurationError(msg)
     held: dict[str, Any] = {"model": model, "nonce": _parse_nonce(nonce)}
     held["inputs"], held["request"] = _load_held("input", inputs)
     held["outputs"], held["response"] = _load_held("output", outputs)
@@ -105,16 +97,6 @@ def verify(
         print_steps(result.steps, explain=explain)
         click.echo()
         _print_result(result)
-
-
-def _load_policy(policy: str | None, policy_key: Path | None, *, simulation: bool) -> Policy:
-    # Only what it says to accept is looked at: there is no server to talk to.
-    target = Target("", policy, policy_key, simulation, proxy=None, timeout=1.0)
-    accepted = target.load_policy()
-    if accepted is None:
-        msg = "receipt verify: say what to accept with --policy FILE or --simulation"
-        raise ConfigurationError(msg)
-    return accepted
 
 
 def _parse_nonce(text: str | None) -> bytes | None:

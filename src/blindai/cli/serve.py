@@ -149,7 +149,7 @@ def serve(
     """
     effective = load(config_file, _flags(context))
     settings = effective.settings
-    from blindai.server.auth import Access, generate_token  # noqa: PLC0415 - an extra
+    from blindai.server.access import Access, generate_token  # noqa: PLC0415 - an extra
     from blindai.server.events import log_to  # noqa: PLC0415
     from blindai.server.hardening import confined  # noqa: PLC0415
     from blindai.server.run import run  # noqa: PLC0415

@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from blindai.endorsements.request import MAX_ANSWER_BYTES, Answer, Kind, Request
+from blindai.endorsements.request import MAX_ANSWER_BYTES, Answer, Request, origin_of
 from blindai.errors import ConfigurationError, ConnectionFailed, EndorsementError
 
 if TYPE_CHECKING:
@@ -68,7 +68,20 @@ class HttpsGet:
                 endorsement could come in.
             ConnectionFailed: If there is no answer, or one that says to try later.
         """
-        return self._exchange(request, _OCSP)
+        return self._exchange(request.url, request.body, _OCSP)
+
+    def get(self, url: str) -> Answer:
+        """Fetch something that is no vendor's, under the same rules.
+
+        Args:
+            url: Where; https only.
+
+        Raises:
+            EndorsementError: If the address is not https, or the answer is not one of HTTP 200
+                in the size that is accepted.
+            ConnectionFailed: If there is no answer, or one that says to try later.
+        """
+        return self._exchange(url)
 
     def post(self, url: str, body: bytes, *, content_type: str) -> Answer:
         """Send something that is no question to a vendor, under the same rules.
@@ -79,28 +92,29 @@ class HttpsGet:
             content_type: Of the body.
 
         Raises:
-            EndorsementError: If the address is not https, or the answer is not one of HTTP 200
-                in the size that is accepted.
-            ConnectionFailed: If there is no answer, or one that says to try later.
+            EndorsementError: As `get`.
+            ConnectionFailed: As `get`.
         """
-        return self._exchange(Request(url, Kind.CERTIFICATES, body), content_type)
+        return self._exchange(url, body, content_type)
 
-    def _exchange(self, request: Request, content_type: str) -> Answer:
-        host, port, target = _split(request.url)
+    def _exchange(self, url: str, body: bytes | None = None, content_type: str = "") -> Answer:
+        host, port, target = _split(url)
+        origin = origin_of(url)
+        head = _write_head(host, port, target, body, content_type)
         deadline = _Deadline(self._timeout, self._monotonic)
         try:
             with self._connect(host, port, deadline) as sock:
                 sock.settimeout(deadline.left())
-                sock.sendall(_write_head(request, content_type, host, port, target))
-                return self._read(sock, deadline, request)
+                sock.sendall(head + (body or b""))
+                return self._read(sock, deadline, origin, "GET" if body is None else "POST")
         except ssl.SSLCertVerificationError as error:
-            msg = f"{request.origin}: its certificate is not trusted: {error.verify_message}"
+            msg = f"{origin}: its certificate is not trusted: {error.verify_message}"
             raise ConnectionFailed(msg) from error
         except TimeoutError as error:
-            msg = f"{request.origin}: no answer within {self._timeout:g} seconds"
+            msg = f"{origin}: no answer within {self._timeout:g} seconds"
             raise ConnectionFailed(msg) from error
         except (OSError, http.client.HTTPException) as error:
-            msg = f"{request.origin}: no answer ({type(error).__name__})"
+            msg = f"{origin}: no answer ({type(error).__name__})"
             raise ConnectionFailed(msg) from error
 
     def _connect(self, host: str, port: int, deadline: _Deadline) -> ssl.SSLSocket:
@@ -114,22 +128,22 @@ class HttpsGet:
             sock.close()
             raise
 
-    def _read(self, sock: ssl.SSLSocket, deadline: _Deadline, request: Request) -> Answer:
+    def _read(self, sock: ssl.SSLSocket, deadline: _Deadline, origin: str, method: str) -> Answer:
         response = http.client.HTTPResponse(
             _Readable(sock, deadline),  # type: ignore[arg-type]
-            method="GET" if request.body is None else "POST",
+            method=method,
         )
         with response:
             response.begin()
-            _check_head(response, request.origin)
+            _check_head(response, origin)
             body = bytearray()
             while chunk := response.read(_CHUNK):
                 body += chunk
                 if len(body) > self._max_bytes:
-                    msg = f"{request.origin}: at most {self._max_bytes} bytes are accepted"
+                    msg = f"{origin}: at most {self._max_bytes} bytes are accepted"
                     raise EndorsementError(msg)
             if response.length:
-                msg = f"{request.origin}: the answer ended {response.length} bytes early"
+                msg = f"{origin}: the answer ended {response.length} bytes early"
                 raise ConnectionFailed(msg)
             headers = {name.lower(): value for name, value in response.getheaders()}
         return Answer(bytes(body), headers)
@@ -194,19 +208,19 @@ def _split(url: str) -> tuple[str, int, str]:
     return host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
-def _write_head(request: Request, content_type: str, host: str, port: int, target: str) -> bytes:
+def _write_head(host: str, port: int, target: str, body: bytes | None, content_type: str) -> bytes:
     name = f"[{host}]" if ":" in host else host
     lines = [
-        f"{'GET' if request.body is None else 'POST'} {target} HTTP/1.1",
+        f"{'GET' if body is None else 'POST'} {target} HTTP/1.1",
         f"Host: {name}" if port == _PORT else f"Host: {name}:{port}",
         "User-Agent: blindai",
         "Accept: */*",
         "Accept-Encoding: identity",
         "Connection: close",
     ]
-    if request.body is not None:
-        lines += [f"Content-Type: {content_type}", f"Content-Length: {len(request.body)}"]
-    return "\r\n".join([*lines, "", ""]).encode("ascii") + (request.body or b"")
+    if body is not None:
+        lines += [f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
 def _check_head(response: http.client.HTTPResponse, origin: str) -> None:

@@ -13,7 +13,17 @@ from typing import Final
 
 from blindai.platforms.dcap.collateral import Answer
 
-__all__ = ["MAX_ANSWER_BYTES", "Answer", "Get", "Kind", "Request", "Source", "Want", "worst"]
+__all__ = [
+    "MAX_ANSWER_BYTES",
+    "Answer",
+    "Get",
+    "Kind",
+    "Request",
+    "Source",
+    "Want",
+    "origin_of",
+    "worst",
+]
 
 MAX_ANSWER_BYTES: Final = 4 << 20
 
@@ -51,7 +61,12 @@ class Request:
     @property
     def origin(self) -> str:
         """The address without path and query: what an error may name."""
-        return "/".join(self.url.split("/", 3)[:3])
+        return origin_of(self.url)
+
+
+def origin_of(url: str) -> str:
+    """Return an address without path and query."""
+    return "/".join(url.split("/", 3)[:3])
 
 
 Get = Callable[[Request], Answer]

@@ -17,8 +17,8 @@ from blindai.channel.statement import Kind
 from blindai.errors import ConfigurationError, InvalidInput, LimitExceeded
 from blindai.inference.engine import RunHandle
 from blindai.inference.options import parse_options
+from blindai.server.access import Access, Scope
 from blindai.server.app import App, GoneWatch, Response, error_response, json_response
-from blindai.server.auth import Access, Scope
 from blindai.server.encoding import IDENTITY, choose_coding, compress
 from blindai.server.limits import ByteBudget
 from blindai.server.model_config import describe_config, platform_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +19,7 @@ from blindai.errors import ConfigurationError
 from blindai.inference.engines import ENGINES
 from blindai.inference.memory import default_budget
 from blindai.server.access.rules import AccessRules
+from blindai.server.limits import check_positive
 from blindai.server.tracing import traces_address
 
 if TYPE_CHECKING:
@@ -93,11 +94,7 @@ class Limits:
     max_stream_time: float = 900.0
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not value > 0:
-                msg = f"{item.name}: expected more than 0, came {value}"
-                raise ConfigurationError(msg)
+        check_positive(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 Always true: an event that is not listed here cannot be logged, nor a field that is not its own,
 so no request data, token or key can end up in a log by way of a well-meant extra field. Names
-of models are not among the fields. Exceptions are logged by type and place: their messages
-may carry data. What libraries log is told by their name and level, and never in their words.
+of models are not among the fields, but for those of the operator's own files. Exceptions are
+logged by type and place: their messages may carry data. What libraries log is told by their name
+and level, and never in their words.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
-"""Two small accounts: how often, and how much at once. For one event loop each; no locks."""
+"""What is limited: two small accounts, how often and how much at once, and how limits are checked.
+
+The accounts are for one event loop each; no locks.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, Self
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from blindai.errors import Overloaded
+from blindai.errors import ConfigurationError, Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +19,22 @@ if TYPE_CHECKING:
 _PIECE: Final = 4 << 20
 # Kept, so that requests that come and go do not ask each time.
 _SPARE: Final = 16 << 20
+
+
+def check_positive(limits: Any) -> None:
+    """Refuse limits that let nothing pass.
+
+    Args:
+        limits: A dataclass of numbers.
+
+    Raises:
+        ConfigurationError: One of them is not greater than zero.
+    """
+    for item in fields(limits):
+        value = getattr(limits, item.name)
+        if not value > 0:
+            msg = f"{item.name}: expected more than 0, came {value}"
+            raise ConfigurationError(msg)
 
 
 class TokenBucket:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from blindai.errors import InvalidInput
+from blindai.server.access import Access, Scope
 from blindai.server.app import Response, json_response
-from blindai.server.auth import Access, Scope
 from blindai.server.model_config import (
     DEFAULT_BACKEND,
     ConfigWish,

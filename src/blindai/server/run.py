@@ -29,9 +29,9 @@ from blindai.inference.engine import LoadOptions
 from blindai.inference.engines import load_engine
 from blindai.inference.memory import Memory
 from blindai.inference.store import ModelStore
+from blindai.server.access import OPERATOR
 from blindai.server.attested import attested_app
 from blindai.server.audit import AuditLog
-from blindai.server.auth import OPERATOR
 from blindai.server.events import log_event
 from blindai.server.grpc.listener import GrpcListener
 from blindai.server.grpc.methods import all_methods
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from blindai.attesters import Attester
     from blindai.inference.sandbox import Sandbox
-    from blindai.server.auth import Access, AccessRules
+    from blindai.server.access import Access, AccessRules
     from blindai.server.config import ServerConfig
     from blindai.server.grpc.connection import Connection
     from blindai.server.otlp import OtlpSink
@@ -457,8 +457,10 @@ def _end_in_time(service: Service) -> None:
     patience = threading.Timer(_LAST_SECONDS, leave)
     patience.daemon = True
     patience.start()
-    service.close()
-    patience.cancel()
+    try:
+        service.close()
+    finally:
+        patience.cancel()
 
 
 async def _finish(listeners: Sequence[Listener | GrpcListener], seconds: float) -> bool:

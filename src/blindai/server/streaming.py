@@ -37,8 +37,8 @@ from blindai.errors import (
 from blindai.inference.engine import RunHandle
 from blindai.inference.loops import MAX_STOPS, Loop, Position, advance
 from blindai.inference.sequences import missing_state, size_of, size_of_zeros, zeros
+from blindai.server.access import Scope
 from blindai.server.app import Response
-from blindai.server.auth import Scope
 from blindai.server.open_inference import build_answer, open_envelope, read_call
 from blindai.server.service import SMALL
 from blindai.server.stepping import MAX_STATE
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from blindai.inference.sequences import Held
     from blindai.inference.store import ModelRecord
     from blindai.inference.tensors import Tensor
-    from blindai.server.auth import Access, Principal
+    from blindai.server.access import Access, Principal
     from blindai.server.config import Limits
     from blindai.server.limits import ByteBudget
     from blindai.server.open_inference import Answer, InferenceCall

@@ -21,7 +21,7 @@ import uvloop
 from blindai.attestation.model import Platform
 from blindai.attesters import create_attester
 from blindai.errors import ConfigurationError, ConnectionFailed
-from blindai.server.auth import Access, generate_token
+from blindai.server.access import Access, generate_token
 from blindai.server.config import Limits, ServerConfig
 from blindai.server.run import Ready, serve
 

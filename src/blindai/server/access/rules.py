@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from blindai.errors import ConfigurationError
 from blindai.server.access.principal import OPERATOR, Scope
+from blindai.server.limits import check_positive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,11 +44,7 @@ class Quota:
     burst: int = 200
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not value > 0:
-                msg = f"{item.name}: expected more than 0, came {value}"
-                raise ConfigurationError(msg)
+        check_positive(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

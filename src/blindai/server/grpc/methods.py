@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from blindai.errors import BlindAIError, InvalidInput
 from blindai.inference.engine import RunHandle
-from blindai.server.auth import Scope
+from blindai.server.access import Scope
 from blindai.server.grpc.call import Method
 from blindai.server.grpc.inference import (
     build_response,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from blindai.inference.records import ModelRecord
     from blindai.inference.tensors import Tensor
-    from blindai.server.auth import Access, Principal
+    from blindai.server.access import Access, Principal
     from blindai.server.grpc.call import Call, Parts
     from blindai.server.grpc.inference import Envelope
     from blindai.server.grpc.request import Message
