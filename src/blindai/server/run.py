@@ -25,11 +25,6 @@ from blindai.attestation.model import Platform
 from blindai.attesters.nvidia_gpu import NvidiaAttester
 from blindai.channel.tls import server_context
 from blindai.errors import BlindAIError, ConfigurationError, Overloaded
-from blindai.inference.engine import LoadOptions
-from blindai.inference.engines import load_engine
-from blindai.inference.memory import Memory
-from blindai.inference.store import ModelStore
-from blindai.server.access import OPERATOR
 from blindai.server.attested import attested_app
 from blindai.server.audit import AuditLog
 from blindai.server.events import log_event
@@ -37,11 +32,11 @@ from blindai.server.grpc.listener import GrpcListener
 from blindai.server.grpc.methods import all_methods
 from blindai.server.identity import EvidenceDesk, Identity
 from blindai.server.limits import ByteBudget
-from blindai.server.listed import load_listed
 from blindai.server.listener import Listener, bind
 from blindai.server.load_history import LoadHistory
+from blindai.server.opening import load_models, open_service, open_sink
 from blindai.server.public import About, public_app, service_report
-from blindai.server.sealing import IN_MEMORY_ONLY, SealedModels, sealed_folder
+from blindai.server.sealing import IN_MEMORY_ONLY
 from blindai.server.service import Service, State
 from blindai.server.statistics import operator_statistics
 from blindai.server.store_folder import store_folder
@@ -55,10 +50,10 @@ if TYPE_CHECKING:
 
     from blindai.attesters import Attester
     from blindai.inference.sandbox import Sandbox
+    from blindai.inference.store import ModelStore
     from blindai.server.access import Access, AccessRules
     from blindai.server.config import ServerConfig
     from blindai.server.grpc.connection import Connection
-    from blindai.server.otlp import OtlpSink
     from blindai.server.protocol import BoundedProtocol
 
 _HOUR: Final = 3600.0
@@ -185,10 +180,10 @@ async def serve(
             stack.callback(audit.close)
         tracing = None
         if config.otlp_endpoint is not None:
-            sink = _open_sink(config.otlp_endpoint)
+            sink = open_sink(config.otlp_endpoint)
             stack.callback(sink.close)
             tracing = Tracing(sink, config.trace_ratio)
-        service = _open_service(config, folder, sandbox, audit, tracing)
+        service = open_service(config, folder, sandbox, audit, tracing)
         bodies = ByteBudget(
             config.limits.max_bodies_bytes, service.memory, make_room=service.make_room
         )
@@ -400,29 +395,9 @@ class _Server:
         return [*self._attested.connections(), *grpc]
 
     async def _load_models(self) -> list[tuple[Path, BlindAIError]]:
-        failed = await asyncio.to_thread(self._load_all)
+        failed = await asyncio.to_thread(load_models, self._service, self._config, self._attester)
         for path, error in failed:
             log_event("model_refused", level="error", file=path.name, error=type(error).__name__)
-        return failed
-
-    def _load_all(self) -> list[tuple[Path, BlindAIError]]:
-        """Load what is sealed, then what the operator set."""
-        store = self._service.store
-        failed: list[tuple[Path, BlindAIError]] = []
-        for tenant, shelf in self._service.shelves.items():
-            if self._config.sealed is None:
-                break
-            shelf.sealed = SealedModels(
-                sealed_folder(self._config.sealed, tenant),
-                self._attester,
-                shelf.store,
-                take_over=self._config.take_over,
-                counted=tenant == OPERATOR,
-            )
-            failed += shelf.sealed.restore()
-        if self._config.models is not None:
-            failed += store.load_folder(self._config.models)
-        failed += load_listed(self._config.load, store)
         return failed
 
     async def _shut_down(self) -> None:
@@ -477,48 +452,6 @@ async def _first(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:
             task.cancel()
     for task in done:
         task.result()
-
-
-def _open_sink(endpoint: str) -> OtlpSink:
-    try:
-        from blindai.server.otlp import OtlpSink  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        msg = f"traces need {error.name}; install it with: pip install 'blindai[otel]'"
-        raise ConfigurationError(msg) from error
-    return OtlpSink(endpoint)
-
-
-def _open_service(
-    config: ServerConfig,
-    folder: Path,
-    sandbox: Sandbox | None,
-    audit: AuditLog | None,
-    tracing: Tracing | None,
-) -> Service:
-    """Return the service, with a store for the operator's models and one for each tenant's."""
-    limits = config.limits
-    engine = load_engine("onnx")
-    memory = Memory(limits.max_memory_bytes)
-
-    def open_store(folder: Path, max_models: int, max_bytes: int, max_uploads: int) -> ModelStore:
-        return ModelStore(
-            folder,
-            engine=engine,
-            options=LoadOptions(threads=config.threads),
-            max_model_size=limits.max_model_bytes,
-            max_models=max_models,
-            max_total_bytes=max_bytes,
-            max_uploads=max_uploads,
-            memory=memory,
-            try_first=None if sandbox is None else sandbox.check,
-        )
-
-    store = open_store(folder, limits.max_models, config.operator_bytes, limits.max_uploads)
-    tenants = {
-        name: open_store(folder / "tenants" / name, q.max_models, q.max_bytes, q.max_uploads)
-        for name, q in config.access.tenants.items()
-    }
-    return Service(store, config, tenants, audit=audit, tracing=tracing, memory=memory)
 
 
 @contextlib.contextmanager
