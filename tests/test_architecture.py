@@ -256,6 +256,7 @@ def test_no_registry_is_named():
             ("crates", "io"),
             ("proxy", "golang", "org"),
             ("rubygems", "org"),
+            ("docker", "io"),
         )
     ]
     listed = subprocess.run(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WHEELS = ROOT / "build" / "wheels"
-BASE = "docker.io/library/python:3.11-slim"
+BASE = "python:3.11-slim"
 # Image → the packages in it, and the lock file that they come from.
 TARGETS = {
     "blindai-server-sim": ("server", "vm.txt"),

@@ -5,11 +5,12 @@ Always true: the file has a random name; it becomes a model by being renamed, or
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import secrets
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from blindai.errors import ConfigurationError, InvalidInput, Overloaded
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from blindai.inference.options import ModelOptions
     from blindai.inference.records import Measured, ModelRecord
     from blindai.inference.store import ModelStore
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG})
 
 
 class Upload:
@@ -166,5 +169,7 @@ class Upload:
 
 
 def no_room(error: OSError) -> Overloaded:
-    """Return the error of a disk that takes no more."""
-    return Overloaded(f"the model's file cannot be written: {error.strerror}", retry_after=30.0)
+    """Return the error of a disk that takes no more, or not this."""
+    full = error.errno in _FULL
+    what = "no room for the model" if full else "the model's file cannot be written"
+    return Overloaded(f"{what}: {error.strerror}", retry_after=30.0)
